@@ -1,0 +1,83 @@
+"""`tollgate broker`: the local Kafka alone, in the foreground."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+from app.cli import common
+
+if TYPE_CHECKING:
+    from app.local.kafka import LocalKafka
+
+WATCH_INTERVAL_S: Final = 0.5
+
+app = common.new_app()
+
+
+class NodeCount(StrEnum):
+    ONE = "1"
+    THREE = "3"
+
+
+@app.command()
+def broker(
+    nodes: Annotated[NodeCount, typer.Option(help="one broker, or a cluster of three")] = NodeCount.ONE,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_533, help="of the first broker, the others take the next ones; 0: any free")
+    ] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="keep the data here and start from them again; default .tollgate/kafka", show_default=False),
+    ] = None,
+) -> None:
+    """Run a real Apache Kafka on this machine until Ctrl-C. Prints its address."""
+    from app.local.kafka import KAFKA_VERSION, LocalKafka, LocalKafkaError
+
+    settings = common.settings_of().local
+    count: Literal[1, 3] = 3 if nodes is NodeCount.THREE else 1
+    kafka = LocalKafka(
+        data or _default_data_dir(settings.data_dir, count), nodes=count, port=port, cache_dir=settings.cache_dir
+    )
+    common.say(f"Starting Apache Kafka {KAFKA_VERSION}, {count} node{'s' if count > 1 else ''} ...")
+    try:
+        kafka.start()
+        died = _tell_and_watch(kafka)
+        common.say("Stopping ...")
+        kafka.stop()
+    except LocalKafkaError as error:
+        common.fail(str(error))
+    if died is not None:
+        common.fail(died)
+    common.say(f"Stopped. The data are in {kafka.data_dir}")
+
+
+def _default_data_dir(configured: Path, nodes: int) -> Path:
+    """A cluster of three has a directory of its own: it cannot run on the data of one."""
+    return configured if nodes == 1 else configured.with_name(f"{configured.name}-{nodes}-nodes")
+
+
+def _tell_and_watch(kafka: LocalKafka) -> str | None:
+    """Until somebody asks to stop; or what to say of the node that ended by itself."""
+    asked_to_stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        asked_to_stop.set()
+
+    # These stay in place while stopping: a second Ctrl-C must not cut it short.
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    for log_file in kafka.log_files:
+        common.say(f"Log: {log_file}")
+    common.say("Ready. Ctrl-C stops it.")
+    print(kafka.bootstrap, flush=True)
+    died = None
+    while died is None and not asked_to_stop.wait(WATCH_INTERVAL_S):
+        died = kafka.dead_node()
+    return died

@@ -1,0 +1,139 @@
+"""`tollgate`: the table of commands. Each command's module is imported only when that command is called.
+
+A module of commands has `app = common.new_app()`, or a plain function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from app.cli import common
+
+
+class Command(NamedTuple):
+    """One command: its name, the module that holds it, what `tollgate --help` says of it, and where there.
+
+    `held` is the name in the module of a Typer app (one command or a group) or of a plain function.
+    """
+
+    name: str
+    module: str
+    help: str
+    panel: str
+    held: str = "app"
+
+
+_START, _OPS, _TOKENS, _SEE = "Start", "Set up", "Keys and tokens", "Send and see"
+
+COMMANDS: Final = (
+    Command("up", "app.cli.up", "everything on one machine: Kafka, topics, keys, gate", _START),
+    Command("broker", "app.cli.broker", "a real Kafka alone, for development", _START),
+    Command("gate", "app.cli.gate", "run the stream processor", _START),
+    Command("topics", "app.cli.topics", "create or check the topics and their settings", _OPS),
+    Command("jobs", "app.cli.jobs", "job definitions (apply, list) and accepted jobs (tail)", _OPS),
+    Command("trust", "app.cli.trust", "which issuers may do what", _OPS),
+    Command("doctor", "app.cli.doctor", "broker, topics, keys, clock: what is wrong and how to mend it", _OPS),
+    Command("keys", "app.cli.keys", "signing keys: generate, rotate, retire, list, jwks", _TOKENS),
+    Command("token", "app.cli.token", "issue, inspect, verify and revoke tokens", _TOKENS),
+    Command("emit", "app.cli.emit", "publish a trigger, and wait for its receipt", _SEE),
+    Command("receipts", "app.cli.read", "what became of triggers", _SEE, held="receipts_app"),
+    Command("dead-letters", "app.cli.read", "refused triggers: list, show", _SEE, held="dead_letters_app"),
+    Command("audit", "app.cli.read", "who started what; verify that nothing was altered", _SEE, held="audit_app"),
+    Command("explain", "app.cli.explain", "every check of one trigger, and the one that decided", _SEE),
+)
+_BY_NAME: Final = {command.name: command for command in COMMANDS}
+
+# Subcommands that live in another module than their group: (group, name) → module, name in it.
+ELSEWHERE: Final = {("jobs", "tail"): ("app.cli.read", "jobs_tail")}
+
+
+class _Commands(TyperGroup):
+    """Holds a stub per command for the help; the real one takes its place when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in _BY_NAME:
+            self.commands[args[0]] = _load(_BY_NAME[args[0]])
+        return super().resolve_command(ctx, args)
+
+
+def _load(command: Command) -> Any:
+    loaded = _command_of(command.name, command.module, command.held)
+    for (group, name), (module, held) in ELSEWHERE.items():
+        if group == command.name:
+            loaded.add_command(_command_of(name, module, held), name)
+    return loaded
+
+
+def _command_of(name: str, module: str, held: str) -> Any:
+    app = getattr(importlib.import_module(module), held)
+    if not isinstance(app, typer.Typer):
+        function, app = app, common.new_app()
+        app.command(name)(function)
+    loaded: Any = typer.main.get_command(app)
+    loaded.name = name
+    return loaded
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("tollgate"))
+        raise typer.Exit
+
+
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Token-gated job triggers on Kafka: one trigger, one job, exactly once.
+
+    Start with `tollgate up`; it prints what to try next.
+
+    Settings: options, TOLLGATE_… in the environment, tollgate.toml.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 some records failed,
+    4 not allowed, 5 nothing matched, 124 timed out.
+    """
+
+
+def _stub() -> None:
+    """Never called: its place is taken before."""
+
+
+def build() -> Any:
+    """The whole command line, its commands still unloaded."""
+    app = common.new_app(name="tollgate", cls=_Commands)
+    app.callback()(_root)
+    for command in COMMANDS:
+        app.command(command.name, help=command.help, rich_help_panel=command.panel)(_stub)
+    return typer.main.get_command(app)
+
+
+def main() -> None:
+    """The entry point: expected errors become one sentence and an exit code, never a traceback."""
+    try:
+        build()(prog_name="tollgate")
+    except KeyboardInterrupt:
+        sys.exit(common.INTERRUPTED)
+    except Exception as error:
+        told = common.sentence_of(error)
+        if told is None or "TOLLGATE_TRACEBACK" in os.environ:
+            if "TOLLGATE_TRACEBACK" in os.environ:
+                raise
+            what = f"{type(error).__name__}: {error}"
+            told = (f"tollgate failed unexpectedly ({what}); TOLLGATE_TRACEBACK=1 shows where", common.FAILED)
+        if told[0]:
+            common.say(told[0])
+        sys.exit(told[1])
+
+
+if __name__ == "__main__":
+    main()

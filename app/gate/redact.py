@@ -1,0 +1,164 @@
+"""Taking tokens out of bytes that a stranger sent: by what was presented, and by shape, parsed or not.
+
+Over-redaction costs a reader a few characters, under-redaction hands a live token to every reader of a topic. So
+whatever looks like a token (JWS and JWE in compact form, `ref:` handles) goes, also when it was cut, altered, escaped
+or broken into lines. UUIDs, digests in hex, addresses and dotted names stay.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from hashlib import sha256
+from typing import Final
+
+_MARK_DIGITS: Final = 16
+_PIECE_MIN_BYTES: Final = 16  # shorter pieces of a token are of no use to anyone
+_TOKEN_MIN_BYTES: Final = 8  # a "token" shorter than this is a word; replacing it everywhere would garble the rest
+_LOOK_BACK_BYTES: Final = 8 * 1024
+
+_BASE64URL: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_B: Final = r"[A-Za-z0-9_-]"
+_X: Final = r"[^A-Za-z0-9_-]"
+# The first 12 characters of a JSON object in base64url: `{` and `"` or a space, then two times three bytes of ASCII.
+# (Three bytes are ASCII when the top bit of each is zero: bits 5, 3 and 1 of the first three characters' values.)
+_ASCII: Final = r"[A-Za-f][A-HQ-Xg-nw-z0-3][ABEFIJMNQRUVYZcdghklopstwx014589]" + _B
+_HEADER: Final = rf"(?:e(?:y[ABIJ]|w[klop01]){_B}|IHsi|C[nX]si|DXsi)(?:{_ASCII}){{2}}"
+
+# What a token is when nothing was done to it: any compact JWS or JWE (RFC 7515 and 7516, section 7.1) or a handle.
+_SHAPE: Final = re.compile(rf"{_HEADER}{_B}*+\.{_B}*+\.{_B}*+|(?<![A-Za-z0-9])ref:{_B}{{{_PIECE_MIN_BYTES},}}+")
+
+# What may follow in a token that something was done to: a piece after a dot with at most two odd bytes before it; or,
+# after one odd byte, a line break or one character beyond ASCII, a piece long enough to matter.
+_LONG: Final = rf"{_B}{{{_PIECE_MIN_BYTES},}}+"
+_MORE: Final = (
+    rf"(?:(?={_X}{{0,2}}\.){_X}{{1,4}}+{_B}*+"
+    rf"|(?:[=\s]{{1,8}}+|[\x80-\xff]{{1,4}}+|{_X})(?:{_LONG}|{_B}++{_X}{{0,2}}\.{_X}?{_LONG}))*+"
+)
+# An untouched token of ours ends after its 64-byte signature; anything else takes along what follows closely.
+_HEADED: Final = re.compile(
+    rf"{_HEADER}(?:{_B}*+\.{_B}++\.{_B}{{86}}(?![A-Za-z0-9_.-])|{_B}*+{_MORE})"
+    rf"|ZXl[KB]{_LONG}"  # base64 of base64: a Basic authorization or an encoded record
+    rf"|(?<![A-Za-z0-9])ref:{_LONG}".encode()
+)
+# Without a header to tell it by: long pieces around two dots.
+_UNHEADED: Final = re.compile(rf"\.(?<={_B}{{{_PIECE_MIN_BYTES}}}\.){_B}*+\.{_LONG}{_MORE}".encode())
+
+# Escapes of JSON, of programs' literals and of addresses (also escaped twice), and the zeros of UTF-16.
+_ESCAPE: Final = re.compile(
+    rb"\x00+|\\+(?:u00([0-9A-Fa-f]{2})|x([0-9A-Fa-f]{2})|(u[0-9A-Fa-f]{4})|([nrtbf/\"]))|%(?:25)*+([0-9A-Fa-f]{2})"
+)
+
+
+def token_shaped(text: str) -> bool:
+    """Whether `text` holds something that is, by its shape, a token."""
+    if "." not in text and "ref:" not in text:
+        return False
+    return _SHAPE.search(text) is not None
+
+
+def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
+    """`data` with the presented token, and whatever else is shaped like one, replaced; and what was taken out.
+
+    A replacement names the SHA-256 of what stood there: for a token as presented, the start of its fingerprint.
+    """
+    seen, origins = _unescape(data)
+    spans = sorted([*_presented(seen, token), *_shaped(seen)])
+    if not spans:
+        return data, []
+    kept: list[bytes] = []
+    taken: list[bytes] = []
+    at = 0
+    for start, end in _merge(spans):
+        start, end = origins(start), origins(end)  # noqa: PLW2901
+        removed = data[start:end]
+        taken.append(removed)
+        kept += (data[at:start], b"[redacted sha256:%b]" % sha256(removed).hexdigest()[:_MARK_DIGITS].encode())
+        at = end
+    kept.append(data[at:])
+    return b"".join(kept), taken
+
+
+Span = tuple[int, int]
+
+
+def _presented(seen: bytes, token: bytes | None) -> list[Span]:
+    """Where the token itself stands, whole or one of its parts."""
+    if token is None or len(token) < _TOKEN_MIN_BYTES:
+        return []
+    spans: list[Span] = []
+    for piece in (token, *(part for part in token.split(b".")[1:] if len(part) >= _PIECE_MIN_BYTES)):
+        at = seen.find(piece)
+        while at >= 0:
+            spans.append((at, at + len(piece)))
+            at = seen.find(piece, at + len(piece))
+    return spans
+
+
+def _shaped(seen: bytes) -> list[Span]:
+    """Where something shaped like a token stands. A header without a dot near it is somebody's base64 of JSON."""
+    spans = [
+        found.span() for found in _HEADED.finditer(seen)
+        if b"." in found[0] or found[0].startswith((b"ref:", b"ZXl"))
+    ]
+    at = 0
+    for found in _UNHEADED.finditer(seen):
+        before = seen[max(at, found.start() - _LOOK_BACK_BYTES) : found.start()]
+        at = found.end()
+        spans.append((found.start() - len(before) + len(before.rstrip(_BASE64URL)), at))
+    return spans
+
+
+def _merge(spans: list[Span]) -> list[Span]:
+    merged = [spans[0]]
+    for start, end in spans[1:]:
+        if start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+class _Origins:
+    """From places in unescaped bytes to the places they came from."""
+
+    def __init__(self, places: list[int], shifts: list[int]) -> None:
+        self._places = places  # in the unescaped bytes, just after each escape
+        self._shifts = shifts  # by how much the original is longer up to there
+
+    def __call__(self, place: int) -> int:
+        return place + self._shifts[bisect_right(self._places, place) - 1]
+
+
+def _unescape(data: bytes) -> tuple[bytes, _Origins]:
+    """Bytes as a reader would see them. Every escape becomes at most one byte; one that is not ASCII becomes 0xFF."""
+    if b"\\" not in data and b"%" not in data and b"\0" not in data:
+        return data, _Origins([0], [0])
+    out: list[bytes] = []
+    places, shifts = [0], [0]
+    at = length = shift = 0
+    for found in _ESCAPE.finditer(data):
+        start, end = found.span()
+        byte = _byte_of(found)
+        out += (data[at:start], byte)
+        length += start - at + len(byte)
+        shift += end - start - len(byte)
+        places.append(length)
+        shifts.append(shift)
+        at = end
+    out.append(data[at:])
+    return b"".join(out), _Origins(places, shifts)
+
+
+_PLAIN: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b" ", b"f": b" "}
+
+
+def _byte_of(found: re.Match[bytes]) -> bytes:
+    digits = found[1] or found[2] or found[5]
+    if digits:
+        return bytes((int(digits, 16),))
+    if found[3]:
+        return b"\xff"
+    if found[4]:
+        return _PLAIN.get(found[4], found[4])
+    return b""

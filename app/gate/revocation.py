@@ -1,0 +1,132 @@
+"""Revocations: who or what is no longer honoured, built by replaying the revocations topic.
+
+Nothing unreadable may un-revoke. The topic is compacted, so a record that cannot be read has already displaced the
+one before it: whoever restores later never sees the older one. Such a record therefore refuses all that its key
+names, at once and after every restart alike.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+import msgspec
+import orjson
+
+from app.gate.token import Claims
+
+Selector = Literal["jti", "subject", "kid", "issuer"]
+SELECTORS: Final[tuple[Selector, ...]] = get_args(Selector)
+
+KEEP_FOR_EVER: Final = 0  # of keep_until_s
+_ALWAYS: Final = 1 << 62  # later than any iat
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """One record of the revocations topic. Members of later versions are passed over: they could only narrow it."""
+
+    issuer: str
+    selector: Selector
+    value: str
+    since_s: int  # jti and subject: tokens with iat ≤ since_s; of no account for kid and issuer
+    reason: str
+    by: str
+    keep_until_s: int = KEEP_FOR_EVER  # from then on `tollgate token revoke --clean` may remove the record
+
+
+def revocation_key(issuer: str, selector: Selector, value: str) -> bytes:
+    """The record's key: a JSON array, so that no separator inside an issuer can make two revocations one."""
+    return orjson.dumps([issuer, selector, value])
+
+
+def revocation_record(
+    issuer: str, selector: Selector, value: str | None, *, since_s: int, reason: str, by: str, keep_until_s: int
+) -> tuple[bytes, bytes]:
+    """Key and value of a record that revokes. `value` is left out for selector `issuer`, which names itself."""
+    named = issuer if selector == "issuer" or value is None else value
+    entry = Revocation(issuer, selector, named, since_s, reason, by, keep_until_s)
+    return revocation_key(issuer, selector, named), msgspec.json.encode(entry)
+
+
+_decode_key = msgspec.json.Decoder(tuple[str, Selector, str]).decode
+_decode_value = msgspec.json.Decoder(Revocation).decode
+
+
+class Revocations:
+    """The table: `apply` alone changes it, `covers` is asked once per decision."""
+
+    __slots__ = ("_entries", "_issuers", "_jtis", "_kids", "_subjects")
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, Revocation] = {}
+        self._issuers: set[str] = set()
+        self._kids: set[tuple[str, str]] = set()
+        self._subjects: dict[tuple[str, str], int] = {}
+        self._jtis: dict[tuple[str, str], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def apply(self, key: bytes | None, value: bytes | None) -> str | None:
+        """Take in one record; a tombstone removes. Returns a complaint about a record that is not one."""
+        try:
+            issuer, selector, named = _decode_key(key or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return "the key is not [issuer, selector, value]: the record names nothing and revokes nothing"
+        if selector == "issuer" and named != issuer:
+            return "an issuer's revocation names itself as the value: the record revokes nothing"
+        known = revocation_key(issuer, selector, named)
+        complaint = None if known == key else "the key is not in its one spelling: by it, nothing can be removed"
+        if value is None:
+            if complaint:  # compaction would not take it for a tombstone of the record in the right spelling
+                return complaint
+            self._entries.pop(known, None)
+            self._index(issuer, selector, named, None)
+            return None
+        unreadable = None
+        try:
+            entry = _decode_value(value)
+            if (entry.issuer, entry.selector, entry.value) != (issuer, selector, named):
+                unreadable = "key and value name different things: everything the key names is refused"
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            unreadable = "the value is not a revocation: everything the key names is refused"
+        if unreadable:
+            entry = Revocation(issuer, selector, named, _ALWAYS, "unreadable record", "unknown")
+        self._entries[known] = entry
+        self._index(issuer, selector, named, entry.since_s)
+        return unreadable or complaint
+
+    def covers(self, claims: Claims) -> bool:
+        """Whether these claims are no longer honoured. Kid and issuer know no "since": a thief chooses iat."""
+        if not self._entries:
+            return False
+        iss = claims.iss
+        if iss in self._issuers or (self._kids and (iss, claims.kid) in self._kids):
+            return True
+        iat = claims.iat
+        if self._jtis and iat <= self._jtis.get((iss, claims.jti), -1):
+            return True
+        return bool(self._subjects) and iat <= self._subjects.get((iss, claims.sub), -1)
+
+    def outlived(self, now_s: int) -> list[bytes]:
+        """Keys of records that may be cleaned away: every token they refuse has expired."""
+        return [
+            known for known, entry in self._entries.items()
+            if entry.keep_until_s != KEEP_FOR_EVER and entry.keep_until_s < now_s
+        ]
+
+    def entries(self) -> list[Revocation]:
+        """What is revoked, for listing."""
+        return list(self._entries.values())
+
+    def _index(self, issuer: str, selector: Selector, named: str, since_s: int | None) -> None:
+        match selector:
+            case "issuer":
+                self._issuers.discard(named) if since_s is None else self._issuers.add(named)
+            case "kid":
+                self._kids.discard((issuer, named)) if since_s is None else self._kids.add((issuer, named))
+            case "subject" | "jti":
+                table = self._subjects if selector == "subject" else self._jtis
+                if since_s is None:
+                    table.pop((issuer, named), None)
+                else:
+                    table[issuer, named] = since_s

@@ -1,0 +1,287 @@
+"""The registry: TOML files become job definitions and trust rules, and those become records of the registry topic.
+
+A definition is judged by the very function every gate reads the record with, so what was applied is what gates take.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import msgspec
+import orjson
+
+from app.gate import limits
+from app.gate.definitions import JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
+from app.stream.topics import Topic
+
+if TYPE_CHECKING:
+    from app.config import Settings
+
+Kind = Literal["jobs", "trust"]
+
+FIRST_VERSION: Final = 1
+TRANSACTION_TIMEOUT_MS: Final = 10_000
+READ_TIMEOUT_S: Final = 30
+
+_RECORD: Final[dict[Kind, Any]] = {"jobs": JobRecord, "trust": TrustRule}
+_NAMED: Final[dict[Kind, str]] = {"jobs": "name", "trust": "issuer"}
+_KEY: Final = {"jobs": job_key, "trust": trust_key}
+_JUDGE: Final = {"jobs": job_from_record, "trust": trust_from_record}
+# What a rule says when it says nothing; organisations, subjects and jobs are never guessed.
+_TRUST_DEFAULTS: Final = {
+    "algorithms": ["ES256"], "classes": ["trigger"], "max_lifetime_s": limits.ONE_SHOT_LIFETIME_MAX_S,
+}  # fmt: skip
+_NEVER_EMPTY: Final = ("algorithms", "classes", "orgs", "subjects", "jobs", "accepts")
+
+
+class RegistryError(Exception):
+    """A definition is wrong; one sentence that names file, table and member."""
+
+
+class Definition(NamedTuple):
+    """One table of a file, complete but for its version; `warnings` are to be said loudly."""
+
+    kind: Kind
+    name: str
+    members: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def registry_key(self) -> bytes:
+        return _KEY[self.kind](self.name)
+
+    def record(self, version: int) -> bytes:
+        """The value of its record. All members are said, so that a later default changes no job that exists."""
+        return orjson.dumps({_NAMED[self.kind]: self.name, "version": version, **self.members})
+
+
+class Change(NamedTuple):
+    """What applying a definition does."""
+
+    kind: Kind
+    name: str
+    action: Literal["created", "changed", "unchanged"]
+    version: int
+    record: bytes
+
+
+# ── files ──
+
+
+def read_definitions(path: Path, kind: Kind) -> list[Definition]:
+    """The definitions of a TOML file. Raises RegistryError."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RegistryError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path} is not TOML: {error}") from None
+    tables = document.pop(kind, None)
+    if document:
+        raise RegistryError(f'{path}: [{next(iter(document))}] is unknown; the file holds [{kind}."NAME"] tables only')
+    if not isinstance(tables, dict) or not tables:
+        raise RegistryError(f'{path} defines nothing: it needs a table [{kind}."NAME"]')
+    definitions = []
+    for name, table in tables.items():
+        where = f'{path}: [{kind}."{name}"]'
+        if not isinstance(table, dict):
+            raise RegistryError(f"{where} is not a table")
+        try:
+            definitions.append(_definition(kind, name, table, path.parent))
+        except ValueError as error:
+            raise RegistryError(f"{where} {error}") from None
+    return definitions
+
+
+def _definition(kind: Kind, name: str, table: dict[str, Any], base: Path) -> Definition:
+    """Raises ValueError with a clause that begins with the member it is about."""
+    _refuse_other_than_json(table, "")
+    known = {field.name for field in msgspec.structs.fields(_RECORD[kind])} - {_NAMED[kind], "version"}
+    unknown = next((member for member in table if member not in known), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown}: unknown member; there are {', '.join(sorted(known))}")
+    empty = next((member for member in _NEVER_EMPTY if table.get(member) == []), None)
+    if empty is not None:
+        raise ValueError(f"{empty}: is empty, which would refuse everything; leave out the table instead")
+    members = _job_members(table, base) if kind == "jobs" else _trust_members(table, base)
+    definition = Definition(kind, name, members, tuple(_warnings(kind, members)))
+    judged = _JUDGE[kind](definition.registry_key, definition.record(FIRST_VERSION))
+    if isinstance(judged, str):
+        raise ValueError(judged)
+    return definition
+
+
+def _job_members(table: dict[str, Any], base: Path) -> dict[str, Any]:
+    members: dict[str, Any] = {
+        field.name: field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        for field in msgspec.structs.fields(JobRecord)
+        if field.name not in {"name", "version"}
+    } | table
+    if isinstance(members["params_schema"], str):
+        members["params_schema"] = _schema_file(base / members["params_schema"])
+    return members
+
+
+def _schema_file(path: Path) -> Any:
+    try:
+        return orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"params_schema: {path}: {error.strerror}") from None
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"params_schema: {path} is not JSON: {error}") from None
+
+
+def _trust_members(table: dict[str, Any], base: Path) -> dict[str, Any]:
+    members = _TRUST_DEFAULTS | table
+    missing = next((member for member in ("jwks", "orgs", "subjects", "jobs") if member not in members), None)
+    if missing is not None:
+        raise ValueError(f"{missing}: is missing")
+    jwks = members["jwks"]
+    if isinstance(jwks, str) and "://" not in jwks:
+        members["jwks"] = str((base / jwks).absolute())
+    return members
+
+
+def _warnings(kind: Kind, members: Mapping[str, Any]) -> Iterable[str]:
+    if kind == "jobs":
+        return
+    for member, may in (("jobs", "start ANY job"), ("subjects", "speak for ANY subject")):
+        if "*" in members[member]:
+            yield f'{member} = ["*"]: this issuer may {may}; name what it is for'
+    if "HS256" in members["algorithms"]:
+        yield "algorithms holds HS256: for development only; a gate honours it with insecure_dev_hs256 alone"
+    if not members["jwks"].startswith("https://") and not Path(members["jwks"]).is_file():
+        yield f"jwks: {members['jwks']} is not there yet; gates hold this issuer's triggers until it is"
+
+
+def _refuse_other_than_json(value: Any, where: str) -> None:
+    """TOML knows dates, times, infinities and nan; JSON does not, and would turn them into something else."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            _refuse_other_than_json(member, f"{where}.{name}" if where else name)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _refuse_other_than_json(item, f"{where}[{place}]")
+    elif not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{where}: {value} has no place in JSON; write it as a text")  # noqa: TRY004 - a file's fault
+
+
+# ── the topic ──
+
+
+def plan(definitions: Iterable[Definition], present: Mapping[bytes, bytes]) -> list[Change]:
+    """What is to be written over what is there. Versions only grow; what is equal is left alone."""
+    changes = []
+    for definition in definitions:
+        old = present.get(definition.registry_key)
+        if old is None:
+            changes.append(_change(definition, "created", FIRST_VERSION))
+            continue
+        version = _version_of(old)
+        if _same(old, definition.record(version)):
+            changes.append(_change(definition, "unchanged", version))
+        else:
+            changes.append(_change(definition, "changed", version + 1))
+    return changes
+
+
+def _change(definition: Definition, action: Literal["created", "changed", "unchanged"], version: int) -> Change:
+    return Change(definition.kind, definition.name, action, version, definition.record(version))
+
+
+def _version_of(record: bytes) -> int:
+    """Of any record that has one, readable by this version or not."""
+    try:
+        version = orjson.loads(record)["version"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return 0
+    return version if isinstance(version, int) else 0
+
+
+def _same(one: bytes, other: bytes) -> bool:
+    try:
+        return bool(orjson.loads(one) == orjson.loads(other))
+    except orjson.JSONDecodeError:
+        return False
+
+
+def definitions_in(present: Mapping[bytes, bytes], kind: Kind) -> list[dict[str, Any]]:
+    """The registry's records of one kind as rows; one no gate can read has an `error`."""
+    prefix = _KEY[kind]("")
+    rows = []
+    for registry_key, record in sorted(present.items()):
+        if registry_key.startswith(prefix):
+            name = registry_key[len(prefix) :].decode(errors="replace")
+            judged = _JUDGE[kind](registry_key, record)
+            row: dict[str, Any] = {_NAMED[kind]: name, "version": _version_of(record)}
+            rows.append(row | ({"error": judged} if isinstance(judged, str) else orjson.loads(record)))
+    return rows
+
+
+async def read_registry(settings: Settings) -> dict[bytes, bytes]:
+    """The registry as it stands: committed records only, by key, tombstones left out."""
+    import asyncio
+
+    from aiokafka import AIOKafkaConsumer, TopicPartition
+    from aiokafka.errors import UnknownTopicOrPartitionError
+
+    from app.stream.connect import client_options
+
+    topic = Topic.REGISTRY.named(settings.kafka.prefix)
+    consumer = AIOKafkaConsumer(
+        **client_options(settings.kafka), group_id=None, enable_auto_commit=False,
+        isolation_level="read_committed", auto_offset_reset="none", check_crcs=True,
+    )  # fmt: skip
+    present: dict[bytes, bytes] = {}
+    await consumer.start()
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            if topic not in await consumer.topics():
+                raise UnknownTopicOrPartitionError(topic)
+            partition = TopicPartition(topic, 0)
+            consumer.assign([partition])
+            await consumer.seek_to_beginning(partition)
+            end = (await consumer.end_offsets([partition]))[partition]
+            while await consumer.position(partition) < end:
+                for record in (await consumer.getmany(partition, timeout_ms=500)).get(partition, []):
+                    if record.value is None:
+                        present.pop(record.key or b"", None)
+                    else:
+                        present[record.key or b""] = record.value
+    finally:
+        await consumer.stop()
+    return present
+
+
+async def apply(settings: Settings, definitions: list[Definition], *, dry_run: bool) -> list[Change]:
+    """Write what differs, all of it or nothing.
+
+    The transactional id is a lock: whoever applies at the same time is fenced, and versions cannot collide. The
+    producer starts before the registry is read, for its start ends a transaction somebody else left open.
+    """
+    if dry_run:
+        return plan(definitions, await read_registry(settings))
+    from aiokafka import AIOKafkaProducer
+
+    from app.stream.connect import client_options
+
+    topic = Topic.REGISTRY.named(settings.kafka.prefix)
+    producer = AIOKafkaProducer(
+        **client_options(settings.kafka), transactional_id=f"{settings.kafka.prefix}registry",
+        transaction_timeout_ms=TRANSACTION_TIMEOUT_MS, acks="all", enable_idempotence=True,
+    )  # fmt: skip
+    await producer.start()
+    try:
+        changes = plan(definitions, await read_registry(settings))
+        new = [change for change in changes if change.action != "unchanged"]
+        if new:
+            async with producer.transaction():
+                for change in new:
+                    await producer.send_and_wait(topic, change.record, key=_KEY[change.kind](change.name), partition=0)
+    finally:
+        await producer.stop()
+    return changes

@@ -1,0 +1,332 @@
+"""The real log: aiokafka's connections and protocol, our own fetching.
+
+One long poll per broker serves all partitions that are followed; restores read on connections of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
+from typing import Any, Final
+
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, for_code
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+
+from app.config import Kafka
+from app.gate.trigger import Record
+from app.stream import batch
+from app.stream.connect import client_options
+from app.stream.log import OffsetGone, Partition, ReadRecord, Watermarks, Writer
+from app.stream.transaction import KafkaWriter
+from app.telemetry import Event, log
+
+FETCH_WAIT_MS: Final = 100  # also how long a new partition may wait for its first poll
+FETCH_PARTITION_BYTES: Final = 1 << 20
+FETCH_BYTES: Final = 8 << 20
+BUFFER_BYTES: Final = 2 << 20  # per followed partition, as fetched
+RESTORE_FETCH_BYTES: Final = 4 << 20
+RETRY_S: Final = 0.1
+METADATA_MAX_AGE_MS: Final = 30_000
+_RECORD_OVERHEAD_BYTES: Final = 200
+_READ_COMMITTED: Final = 1
+_EARLIEST, _LATEST = -2, -1
+
+
+class Connections(AIOKafkaClient):  # type: ignore[misc]
+    """aiokafka's client with what a lane needs beside: connections by purpose, closed when their user is done."""
+
+    async def drop(self, group: Hashable) -> None:
+        """Close all connections of a group, so that nothing sent on them is answered to a later user."""
+        mine = [key for key in self._conns if key[1] == group]
+        for key in mine:
+            connection = self._conns.pop(key)
+            connection.close()
+
+    async def leader(self, partition: Partition) -> int:
+        """The node that leads a partition. Raises KafkaError when none does."""
+        node = self.cluster.leader_for_partition(TopicPartition(*partition))
+        if node is None or node == -1:
+            await self.force_metadata_update()
+            node = self.cluster.leader_for_partition(TopicPartition(*partition))
+        if node is None or node == -1:
+            raise KafkaError(f"{partition[0]}[{partition[1]}] has no leader now")
+        return int(node)
+
+    async def transaction_coordinator(self, transactional_id: str) -> int:
+        return int(await self.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id))
+
+
+class Cluster:
+    """A connection to a Kafka cluster, as the Log a lane runs on."""
+
+    def __init__(
+        self, kafka: Kafka, topics: Sequence[str], *, transaction_timeout_ms: int, codec: str, max_batch_bytes: int
+    ) -> None:
+        self._client = Connections(metadata_max_age_ms=METADATA_MAX_AGE_MS, **client_options(kafka))
+        self._topics = topics
+        self._deadline_s = kafka.request_timeout_ms / 1000
+        self._transaction_timeout_ms = transaction_timeout_ms
+        self._codec = batch.CODECS[codec]
+        self._max_batch_bytes = max_batch_bytes
+        self._tails: dict[Partition, KafkaTail] = {}
+        self._pollers: dict[int, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Raises KafkaError when no broker answers."""
+        await self._client.bootstrap()
+        await self._client.set_topics(self._topics)
+
+    async def stop(self) -> None:
+        pollers = list(self._pollers.values())
+        for poller in pollers:
+            poller.cancel()
+        await asyncio.gather(*pollers, return_exceptions=True)
+        await self._client.close()
+
+    # ── Log ──
+
+    async def fence(self, transactional_id: str, owner: str) -> Writer:
+        writer = KafkaWriter(
+            self._client, transactional_id, owner=owner, timeout_ms=self._transaction_timeout_ms,
+            deadline_s=self._deadline_s, codec=self._codec,
+        )  # fmt: skip
+        await writer.fence()
+        return writer
+
+    async def watermarks(self, partition: Partition) -> Watermarks:
+        async with asyncio.timeout(self._deadline_s):
+            while True:
+                try:
+                    return Watermarks(await self._offset(partition, _EARLIEST), await self._offset(partition, _LATEST))
+                except KafkaError as error:
+                    await self._again(error)
+
+    async def _offset(self, partition: Partition, which: int) -> int:
+        request = OffsetRequest(-1, 0, [(partition[0], [(partition[1], which)])])
+        response = await self._client.send(await self._client.leader(partition), request, group="offsets")
+        row = response.topics[0][1][0]
+        _raise_for(row[1])
+        return int(row[3])
+
+    async def read(
+        self, partition: Partition, start: int, end: int
+    ) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
+        position = start
+        group = ("read", partition)
+        try:
+            while position < end:
+                raw, aborted, _ = await self._fetch_one(partition, position, group)
+                chunk: list[ReadRecord] = []
+                for part, next_offset in batch.visible(raw, aborted, position):
+                    if part is not None:
+                        chunk += [
+                            ReadRecord(r.offset, r.key, r.value)
+                            for r in batch.records(part, self._max_batch_bytes * 16)
+                            if position <= r.offset < end
+                        ]
+                    position = next_offset
+                yield chunk, min(position, end)
+        finally:
+            await self._client.drop(group)
+
+    async def _fetch_one(
+        self, partition: Partition, position: int, group: Hashable
+    ) -> tuple[bytes, Sequence[tuple[int, int]], int]:
+        size = RESTORE_FETCH_BYTES
+        request = FetchRequest(
+            FETCH_WAIT_MS, 1, size, _READ_COMMITTED, [(partition[0], [(partition[1], position, size)])]
+        )
+        async with asyncio.timeout(self._deadline_s):
+            while True:
+                try:
+                    response = await self._client.send(await self._client.leader(partition), request, group=group)
+                    row = response.topics[0][1][0]
+                    _raise_for(row[1])
+                except OffsetOutOfRangeError:
+                    marks = await self.watermarks(partition)
+                    raise OffsetGone(partition, position, *marks) from None
+                except KafkaError as error:
+                    await self._again(error)
+                else:
+                    return row[-1] or b"", _aborted(row), row[2]
+
+    async def _again(self, error: KafkaError) -> None:
+        """Wait a little and look for new leaders, for errors that pass; any other is raised."""
+        if not (error.retriable or error.invalid_metadata):
+            raise error
+        await asyncio.sleep(RETRY_S)
+        await self._client.force_metadata_update()
+
+    def follow(self, partition: Partition, position: int, wake: asyncio.Event) -> KafkaTail:
+        tail = KafkaTail(self, partition, position, wake, self._max_batch_bytes)
+        self._tails[partition] = tail
+        self._poll_all()
+        return tail
+
+    def forget(self, tail: KafkaTail) -> None:
+        if self._tails.get(tail.partition) is tail:
+            del self._tails[tail.partition]
+
+    # ── polling ──
+
+    def wake(self) -> None:
+        """A partition wants records again."""
+        self._changed.set()
+
+    def _poll_all(self) -> None:
+        self._changed.set()
+        for broker in self._client.cluster.brokers():
+            poller = self._pollers.get(broker.nodeId)
+            if poller is None or poller.done():
+                self._pollers[broker.nodeId] = asyncio.create_task(self._poll(broker.nodeId))
+
+    async def _poll(self, node: int) -> None:
+        """Long polls of one broker, for ever: each asks for every partition it leads that has room."""
+        while True:
+            asked = {
+                key: tail
+                for key, tail in self._tails.items()
+                if tail.wants and self._client.cluster.leader_for_partition(TopicPartition(*key)) == node
+            }
+            if not asked:
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), 1.0)
+                self._poll_all()  # a broker may have joined
+                continue
+            topics: dict[str, list[tuple[int, int, int]]] = {}
+            for (topic, number), tail in asked.items():
+                topics.setdefault(topic, []).append((number, tail.fetched, FETCH_PARTITION_BYTES))
+            request = FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, _READ_COMMITTED, list(topics.items()))
+            sent_at_s = time.monotonic()
+            try:
+                response = await self._client.send(node, request, group="fetch")
+            except KafkaError as error:
+                log.warning(Event.FETCH_FAILED, node=node, error=type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+                await self._client.force_metadata_update()
+                continue
+            stale = False
+            for topic, rows in response.topics:
+                for row in rows:
+                    tail = asked[(topic, row[0])]
+                    stale |= self._deliver(tail, row, sent_at_s)
+            if stale:
+                await asyncio.sleep(RETRY_S)
+                await self._client.force_metadata_update()
+
+    def _deliver(self, tail: KafkaTail, row: Any, sent_at_s: float) -> bool:
+        """Hand a partition's part of a response to its tail. True when the leader has moved."""
+        error = for_code(row[1])
+        if error is OffsetOutOfRangeError:
+            tail.out_of_range()
+            return False
+        if row[1]:
+            return True
+        tail.arrived(row[-1] or b"", _aborted(row), row[2])
+        if tail.fetched >= row[3]:  # the last stable offset: nothing more is readable as committed
+            tail.confirmed_at_s = sent_at_s
+        return False
+
+
+class KafkaTail:
+    """One followed partition: what was fetched and not taken yet."""
+
+    def __init__(
+        self, cluster: Cluster, partition: Partition, position: int, wake: asyncio.Event, max_batch_bytes: int
+    ) -> None:
+        self.partition = partition
+        self.fetched = position  # where the next fetch begins
+        self._position = position
+        self._cluster, self._wake, self._max_batch_bytes = cluster, wake, max_batch_bytes
+        self._waiting: deque[tuple[batch.Batch | None, int]] = deque()
+        self._bytes = 0
+        self._current: Iterator[Record] | None = None
+        self._current_end = position
+        self._high = position
+        self._gone = False
+        self.confirmed_at_s = float("-inf")
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def backlog(self) -> int:
+        return max(self._high - self._position, 0)
+
+    @property
+    def wants(self) -> bool:
+        return self._bytes < BUFFER_BYTES and not self._gone
+
+    def arrived(self, raw: bytes, aborted: Sequence[tuple[int, int]] | None, high: int) -> None:
+        self._high = high
+        before = self.fetched
+        for part, next_offset in batch.visible(raw, aborted, self.fetched):
+            self._waiting.append((part, next_offset))
+            self._bytes += len(part.raw) if part is not None else 0
+            self.fetched = next_offset
+        if self.fetched != before:
+            self._wake.set()
+
+    def out_of_range(self) -> None:
+        self._gone = True
+        self._wake.set()
+
+    def take(self, limit: int, max_bytes: int) -> list[Record]:
+        if self._gone:
+            raise OffsetGone(self.partition, self.fetched, -1, self._high)
+        taken: list[Record] = []
+        while len(taken) < limit and max_bytes > 0:
+            if self._current is None:
+                if not self._waiting:
+                    break
+                part, next_offset = self._waiting.popleft()
+                if part is None:
+                    self._position = max(self._position, next_offset)
+                    continue
+                self._bytes -= len(part.raw)
+                self._current, self._current_end = self._read(part), next_offset
+                self._cluster.wake()
+            for record in self._current:
+                taken.append(record)
+                self._position = record.offset + 1
+                max_bytes -= len(record.value or b"") + _RECORD_OVERHEAD_BYTES
+                if len(taken) == limit or max_bytes <= 0:
+                    return taken
+            self._current = None
+            self._position = max(self._position, self._current_end)
+        return taken
+
+    def _read(self, part: batch.Batch) -> Iterator[Record]:
+        number, by_broker, start = self.partition[1], part.log_append_time, self._position
+        try:
+            for r in batch.records(part, self._max_batch_bytes):
+                if r.offset >= start:
+                    yield Record(number, r.offset, r.timestamp, by_broker, r.key, r.value, tuple(r.headers))
+        except batch.ExpandsTooFar:
+            # Each offset gets its own decision; what the batch held is never unpacked.
+            log.warning(Event.BATCH_TOO_LARGE, partition=number, base_offset=part.base_offset)
+            for offset in range(max(start, part.base_offset), part.next_offset):
+                yield Record(number, offset, part.max_timestamp_ms, by_broker, None, None, (), batch_too_large=True)
+
+    def close(self) -> None:
+        self._cluster.forget(self)
+
+
+def _aborted(row: Any) -> Sequence[tuple[int, int]] | None:
+    """The aborted transactions in a partition's part of a fetch response; v5 put the log's start before them."""
+    aborted: Sequence[tuple[int, int]] | None = row[4] if len(row) == 6 else row[5]
+    return aborted
+
+
+def _raise_for(code: int) -> None:
+    if code:
+        raise for_code(code)()

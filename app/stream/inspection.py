@@ -1,0 +1,189 @@
+"""What the cluster holds of a deployment: topics, their settings and ids, the founding records. Reads only.
+
+Kafka's answers become frozen values here; `topic_check.py` judges them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from app.config import Kafka, Settings
+from app.gate import outputs
+from app.stream.connect import confluent_options
+from app.stream.topics import Topic
+
+REACH_TIMEOUT_S: Final = 5.0  # to say that no broker answers
+READ_TIMEOUT_S: Final = 60.0  # for the small topics that are read whole here
+DEPLOYMENT_KEY: Final = b"deployment/topics"
+DEPLOYMENT_VERSION: Final = 1
+_NEVER_CLEAR: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001 - librdkafka's public names
+
+
+class FoundTopic(NamedTuple):
+    """A topic as it is."""
+
+    name: str
+    topic_id: str
+    partitions: int
+    replication_factor: int
+    led: bool  # every partition has a leader
+    settings: dict[str, str]
+
+
+class DeploymentRecord(msgspec.Struct, frozen=True):
+    """registry, key `deployment/topics`: which topics belong together. Written once, when all of them are right."""
+
+    version: int
+    birth_id: str
+    cluster_id: str
+    lanes: int
+    topics: dict[str, str]  # name → topic id
+
+
+class Cluster(NamedTuple):
+    """What a cluster answered: the deployment's topics that exist, and how many brokers there are."""
+
+    cluster_id: str
+    brokers: int
+    topics: dict[Topic, FoundTopic]
+
+
+class _Message(NamedTuple):
+    partition: int
+    key: bytes | None
+    value: bytes | None
+
+
+def birth_id_of(cluster_id: str, lanes: int, topic_ids: dict[str, str]) -> str:
+    """Names one founding: the same topics created anew are another deployment."""
+    parts = [cluster_id, str(lanes), *sorted(f"{name}={topic_id}" for name, topic_id in topic_ids.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def connect(kafka: Kafka) -> AdminClient:
+    """An admin client of a cluster that answers. Raises KafkaException within REACH_TIMEOUT_S, ConfigError at once."""
+    told: list[KafkaError] = []
+    admin = AdminClient({**confluent_options(kafka), "error_cb": told.append})
+    try:
+        admin.describe_cluster(request_timeout=REACH_TIMEOUT_S).result(REACH_TIMEOUT_S + 1)
+    except KafkaException:
+        admin.poll(0)
+        for error in told:  # librdkafka tells the cause aside and then only that time ran out
+            if error.code() in _NEVER_CLEAR:
+                raise KafkaException(error) from None
+        raise
+    return admin
+
+
+def describe(admin: AdminClient, settings: Settings) -> Cluster:
+    """The cluster and those of the deployment's topics that exist, with settings."""
+    timeout_s = settings.kafka.request_timeout_ms / 1_000
+    about = admin.describe_cluster(request_timeout=timeout_s).result(timeout_s + 1)
+    names = {topic.named(settings.kafka.prefix): topic for topic in Topic}
+    described: dict[Topic, Any] = {}
+    for name, future in admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s).items():
+        try:
+            described[names[name]] = future.result(timeout_s + 1)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+    resources = [ConfigResource(ResourceType.TOPIC, topic.named(settings.kafka.prefix)) for topic in described]
+    configured: dict[str, dict[str, str]] = {}
+    if resources:
+        for resource, future in admin.describe_configs(resources, request_timeout=timeout_s).items():
+            entries = future.result(timeout_s + 1)
+            configured[resource.name] = {name: str(entry.value) for name, entry in entries.items()}
+    return Cluster(
+        str(about.cluster_id),
+        len(about.nodes),
+        {
+            topic: FoundTopic(
+                found.name,
+                str(found.topic_id),
+                len(found.partitions),
+                min((len(partition.replicas) for partition in found.partitions), default=0),
+                all(partition.leader is not None for partition in found.partitions),
+                configured[found.name],
+            )
+            for topic, found in described.items()
+        },
+    )
+
+
+def read_deployment(settings: Settings) -> DeploymentRecord | None:
+    """The deployment record, or None. Raises ValueError for one that this version cannot read."""
+    newest: bytes | None = None
+    for message in _read_whole(settings.kafka, Topic.REGISTRY.named(settings.kafka.prefix), [0]):
+        if message.key == DEPLOYMENT_KEY:
+            newest = message.value
+    if newest is None:
+        return None
+    try:
+        record = msgspec.json.decode(newest, type=DeploymentRecord)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"the record {DEPLOYMENT_KEY.decode()} in the registry cannot be read: {error}") from None
+    if record.version != DEPLOYMENT_VERSION:
+        raise ValueError(
+            f"the record {DEPLOYMENT_KEY.decode()} in the registry is of version {record.version}, and this Tollgate "
+            f"reads {DEPLOYMENT_VERSION}: use the version that wrote it, or a newer one"
+        )
+    return record
+
+
+def read_checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, outputs.Checkpoint]:
+    """The newest committed checkpoint of each of these lanes that has one. Raises ValueError for one not ours."""
+    found: dict[int, outputs.Checkpoint] = {}
+    for message in _read_whole(settings.kafka, Topic.CHECKPOINTS.named(settings.kafka.prefix), lanes):
+        if message.key != str(message.partition).encode():
+            continue
+        if message.value is None:
+            found.pop(message.partition, None)
+            continue
+        try:
+            found[message.partition] = outputs.read_checkpoint(message.value)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"the checkpoint of lane {message.partition} cannot be read: {error}") from None
+    return found
+
+
+def _read_whole(kafka: Kafka, topic: str, partitions: Iterable[int]) -> Iterator[_Message]:
+    """Every committed record of these partitions, up to where they ended when each end was reached."""
+    consumer = Consumer(
+        {
+            **confluent_options(kafka),
+            "group.id": f"{kafka.prefix}inspection",  # librdkafka wants a name; nothing joins or commits
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 20,
+        }
+    )
+    waiting = set(partitions)
+    deadline = time.monotonic() + READ_TIMEOUT_S
+    try:
+        consumer.list_topics(topic, timeout=REACH_TIMEOUT_S)  # an assignment before the leaders are known waits 500 ms
+        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting])
+        while waiting:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{topic}, partitions {sorted(waiting)}: not read within {READ_TIMEOUT_S:.0f} s")
+            message = consumer.poll(0.2)
+            if message is None:
+                continue
+            error = message.error()
+            if error is None:
+                yield _Message(message.partition(), message.key(), message.value())
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - librdkafka's public name
+                waiting.discard(message.partition())
+            elif error.fatal() or not error.retriable():
+                raise KafkaException(error)
+    finally:
+        consumer.close()

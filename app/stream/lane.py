@@ -1,0 +1,434 @@
+"""A lane: takes its lock, brings its table up to date, then turns records into transactions until it is released.
+
+Who may call a lane's methods: the worker, from the same event loop. The lane never looks at the consumer group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiokafka.errors import KafkaError
+
+from app.gate import decide, idempotency, outputs
+from app.gate.decide import Held, Refused
+from app.gate.outputs import Checkpoint, Place, Seal
+from app.gate.trigger import Record
+from app.stream import restore
+from app.stream.clock import LaneClock
+from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Writer
+from app.stream.store import Store
+from app.stream.tables import Tables
+from app.stream.topics import Topic
+from app.stream.turn import TURN_BYTES, Behind, Foreign, Handed, Judged, LaneBroken, Turn
+from app.telemetry import (
+    BATCH_RECORDS, COMMIT_SECONDS, DECISIONS, HANDOFFS, HELD, LANE_LAG, LANE_STATE, QUEUE_AGE, STORE_ENTRIES,
+    TRANSACTIONS, Event, log,
+)  # fmt: skip
+
+SLICE_S: Final = 0.01  # other lanes' answers are not kept waiting longer than this
+SLICE_RECORDS: Final = 200
+IDLE_CHECKPOINT_S: Final = 30.0
+WAIT_S: Final = 0.25
+HOLD_S: Final = 0.05
+PROBE_S: Final = 1.0
+HOLD_CAUSES: Final = ("tables_stale", "clock", "keys")
+RETRY_FIRST_S: Final = 0.05
+RETRY_MAX_S: Final = 5.0
+SWEEP_RECORDS: Final = 200
+
+
+class State(StrEnum):
+    TAKING = "taking"
+    RUNNING = "running"
+    HELD = "held"
+    PAUSED = "paused"
+    RETRYING = "retrying"
+    STOPPED = "stopped"
+    RELEASED = "released"
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """What all lanes of a process share and none may change."""
+
+    prefix: str
+    topics: dict[Topic, str]
+    cluster_id: str
+    birth_id: str
+    lanes: int
+    place: Place
+    seal: Seal
+    state_dir: Path
+    batch_max_records: int
+    clock_tolerance_ms: int
+    queue_age_cap_ms: int
+    keep_tombstones_ms: int
+    owner: str
+
+
+class Lane:
+    """One lane in one process."""
+
+    def __init__(self, number: int, shared: Deployment, source: Log, tables: Tables) -> None:
+        self.number, self._shared, self._log, self._tables = number, shared, source, tables
+        self.state = State.TAKING
+        self.stopped_because: str | None = None
+        self.progress_at_s = time.monotonic()
+        self._wake = asyncio.Event()
+        self._released = self._pausing = False
+        self._idle = asyncio.Event()
+        self._writer: Writer | None = None
+        self._store: Store | None = None
+        self._store_path = Path()
+        self._triggers: Tail | None = None
+        self._handoffs: Tail | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._clock = LaneClock(0, shared.clock_tolerance_ms)
+        self._queue: deque[tuple[Topic, Record]] = deque()
+        self._committed_at_s = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.on_commit: Callable[[int, int], Any] = lambda lane, offset: None  # noqa: ARG005
+
+    # ── life ──
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._live(), name=f"lane-{self.number}")
+
+    async def pause(self) -> None:
+        """Finish the turn under way and wait; what the lane holds stays warm."""
+        self._pausing = True
+        self._wake.set()
+        await self._idle.wait()
+
+    def resume(self) -> None:
+        self._pausing = False
+        self._wake.set()
+
+    async def release(self) -> None:
+        """Finish the turn under way and let everything go."""
+        self._released = True
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _enter(self, state: State) -> None:
+        if state is not self.state:
+            LANE_STATE.labels(self.number, self.state.value).set(0)
+            self.state = state
+        LANE_STATE.labels(self.number, state.value).set(1)
+
+    async def _live(self) -> None:
+        retry_s = RETRY_FIRST_S
+        try:
+            while not self._released:
+                try:
+                    self._enter(State.TAKING)
+                    self._idle.set()  # taking holds nothing a rebalance must wait for
+                    await self._take()
+                    retry_s = RETRY_FIRST_S
+                    await self._work()
+                except Fenced as error:
+                    # A takeover and a transaction that timed out look the same: no alarm, and another try.
+                    log.info(Event.LANE_FENCED, lane=self.number, error=str(error))
+                    retry_s = max(retry_s, RETRY_FIRST_S * 4)
+                except (CommitUnknown, KafkaError, TimeoutError, OSError) as error:
+                    log.warning(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
+                except (LaneBroken, OffsetGone, restore.CheckpointLost) as error:
+                    self._stop(str(error))
+                    break
+                except Exception as error:
+                    # Of the store, most likely: it is rebuilt from the changelog, which needs no trust in it.
+                    log.error(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
+                    self._discard_store()
+                await self._let_go_of_writer()
+                self._enter(State.RETRYING)
+                await self._sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_MAX_S)
+        finally:
+            await self._let_go_of_writer()
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+            self._idle.set()
+            if self.state is not State.STOPPED:
+                self._enter(State.RELEASED)
+
+    def _stop(self, why: str) -> None:
+        self.stopped_because = why
+        self._enter(State.STOPPED)
+        log.error(Event.LANE_STOPPED, lane=self.number, why=why)
+
+    async def _let_go_of_writer(self) -> None:
+        for tail in (self._triggers, self._handoffs):
+            if tail is not None:
+                tail.close()
+        self._triggers = self._handoffs = None
+        self._queue.clear()
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await writer.close()
+
+    def _discard_store(self) -> None:
+        if self._store is not None:
+            from shutil import rmtree
+
+            self._store.close()
+            self._store = None
+            rmtree(self._store_path, ignore_errors=True)
+            log.warning(Event.STORE_WIPED, lane=self.number, why="it failed while in use")
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep that a release or a pause ends early."""
+        if not self._released:
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), seconds)
+            except TimeoutError:
+                return
+
+    # ── taking: rule 2 ──
+
+    async def _take(self) -> None:
+        shared, number = self._shared, self.number
+        began = time.monotonic()
+        # 1 the lock: fences the former owner and ends its transaction
+        self._writer = await self._log.fence(f"{shared.prefix}lane-{number}", shared.owner)
+        # 2 the local store, and the changelog from where it ends to the high watermark
+        if self._store is None:
+            self._store, self._store_path = await restore.open_local(
+                shared.state_dir, shared.cluster_id, shared.birth_id, number
+            )
+        self._store = await restore.replay(
+            self._log, (shared.topics[Topic.IDEMPOTENCY], number), self._store, self._store_path,
+            shared.cluster_id, shared.birth_id, number, shared.keep_tombstones_ms,
+        )  # fmt: skip
+        # 3 the checkpoint, and its offsets
+        checkpoint = await restore.last_checkpoint(
+            self._log, (shared.topics[Topic.CHECKPOINTS], number), shared.birth_id, shared.lanes
+        )
+        positions = {Topic.TRIGGERS: checkpoint.triggers_offset, Topic.HANDOFFS: checkpoint.handoffs_offset}
+        for topic, position in positions.items():
+            partition = (shared.topics[topic], number)
+            marks = await self._log.watermarks(partition)
+            if not marks.start <= position <= marks.high:
+                raise OffsetGone(partition, position, *marks)
+        self._triggers, self._handoffs = (
+            self._log.follow((shared.topics[topic], number), position, self._wake)
+            for topic, position in positions.items()
+        )
+        # 4 a first checkpoint of our own: its append time is the broker's clock
+        self._clock = LaneClock(checkpoint.lane_clock_ms, shared.clock_tolerance_ms)
+        self._checkpoint = checkpoint
+        await self._commit(None)
+        log.info(
+            Event.LANE_TAKEN, lane=number, seconds=round(time.monotonic() - began, 3),
+            triggers_offset=checkpoint.triggers_offset, handoffs_offset=checkpoint.handoffs_offset,
+        )  # fmt: skip
+
+    # ── working ──
+
+    async def _work(self) -> None:
+        held_since: float | None = None
+        while not self._released:
+            self.progress_at_s = time.monotonic()
+            if self._pausing:
+                self._enter(State.PAUSED)
+                self._idle.set()
+                await self._sleep(WAIT_S)
+                continue
+            self._idle.clear()
+            cause = self._hold_cause()
+            if cause is not None:
+                if held_since is None:
+                    held_since = time.monotonic()
+                    log.warning(Event.LANE_HELD, lane=self.number, cause=cause[0], why=cause[1])
+                    HELD.labels(self.number, cause[0]).set(1)
+                self._enter(State.HELD)
+                if time.monotonic() - self._committed_at_s > PROBE_S:
+                    await self._commit(None)
+                await asyncio.sleep(HOLD_S)
+                continue
+            if held_since is not None:
+                log.info(Event.LANE_RESUMED, lane=self.number, seconds=round(time.monotonic() - held_since, 3))
+                for name in HOLD_CAUSES:
+                    HELD.labels(self.number, name).set(0)
+                held_since = None
+            self._enter(State.RUNNING)
+            self._fill()
+            if self._queue:
+                await self._turn()
+            else:
+                await self._rest()
+
+    def _hold_cause(self) -> tuple[str, str] | None:
+        stale = self._tables.complaint()
+        if stale is not None:
+            return "tables_stale", stale
+        wrong = self._clock.complaint()
+        return None if wrong is None else ("clock", wrong)
+
+    def _fill(self) -> None:
+        """Handoffs are drained before triggers."""
+        limit = self._shared.batch_max_records
+        self._wake.clear()
+        for topic, tail in ((Topic.HANDOFFS, self._handoffs), (Topic.TRIGGERS, self._triggers)):
+            if tail is not None and len(self._queue) < limit:
+                self._queue.extend((topic, r) for r in tail.take(limit - len(self._queue), TURN_BYTES))
+
+    async def _rest(self) -> None:
+        """Nothing to do: sweep a little, and keep the checkpoint abreast of markers and the clock."""
+        if time.monotonic() - self._committed_at_s > IDLE_CHECKPOINT_S:
+            await self._commit(None)
+        self._sweep(SWEEP_RECORDS)
+        await self._sleep(WAIT_S)
+
+    def _sweep(self, limit: int) -> None:
+        if self._store is not None:
+            dead_before = self._clock.floor_ms - self._shared.queue_age_cap_ms
+            self._store.sweep(limit, lambda packed: idempotency.expires_at_ms(packed) < dead_before)
+
+    async def _turn(self) -> None:
+        """Judge what is queued, slice by slice, and commit it as one transaction."""
+        shared = self._shared
+        assert self._store is not None  # noqa: S101 - taken lanes have one
+        turn = Turn(
+            self.number, shared.topics, shared.place, shared.seal, self._tables.world, self._store,
+            time.time_ns() // 1_000_000, self._clock.read(),
+        )  # fmt: skip
+        while self._queue and not turn.full:
+            items = self._judge_slice(turn)
+            waits = isinstance(items[-1].result, Held | Behind)
+            ready = items[:-1] if waits else items
+            taken = turn.settle(ready)
+            for _ in range(taken):
+                self._queue.popleft()
+            if waits and taken == len(ready):
+                if turn.empty:
+                    await self._wait_for(items[-1].result)
+                    return
+                break  # commit what is decided; what waits gets a turn of its own
+            await asyncio.sleep(0)
+        if not turn.empty:
+            await self._commit(turn)
+
+    def _judge_slice(self, turn: Turn) -> list[Judged]:
+        """Stages 1 to 3 of the next records, for as long as a slice may take; the last one may have to wait."""
+        items: list[Judged] = []
+        end = time.monotonic() + SLICE_S
+        memo, world, may_fetch = self._tables.memo, turn.world, self._tables.may_fetch
+        for topic, record in self._queue:
+            if topic is Topic.HANDOFFS:
+                items.append(self._judge_handoff(record, world))
+            else:
+                result = decide.admit(record, world, memo)
+                if isinstance(result, Held) and not may_fetch(result.wanted):
+                    result = decide.admit(record, world, memo, wait_for_keys=False)
+                items.append(Judged(record, result))
+            result = items[-1].result
+            if isinstance(result, Refused) and result.rejected.code == "internal_deny":
+                log.error(Event.INTERNAL_DENY, lane=self.number, offset=record.offset, detail=result.rejected.detail)
+            if isinstance(result, Held | Behind) or len(items) >= SLICE_RECORDS or time.monotonic() > end:
+                break
+        return items
+
+    def _judge_handoff(self, record: Record, world: decide.World) -> Judged:
+        try:
+            handoff, source, trigger, token = outputs.read_handoff(record.value or b"")
+        except (msgspec.DecodeError, ValueError) as error:
+            log.error(Event.HANDOFF_FOREIGN, lane=self.number, offset=record.offset, error=type(error).__name__)
+            return Judged(record, Foreign())
+        if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
+            return Judged(record, Behind())
+        result = decide.readmit(source, trigger, token, world)
+        return Judged(record, result, Handed(handoff, source, trigger, token))
+
+    async def _wait_for(self, what: object) -> None:
+        """The next record cannot be decided yet: wait for keys or tables, then let the lane look again."""
+        if isinstance(what, Held) and what.wanted.kid is not None:
+            await self._tables.fetch_key(what.wanted)
+        elif isinstance(what, Held):
+            # No key set at all: hold and alarm; refusing would be wrong, and so would accepting.
+            if self.state is not State.HELD:
+                log.warning(Event.LANE_HELD, lane=self.number, cause="keys", why=f"no key set of {what.wanted.iss}")
+            self._enter(State.HELD)
+            HELD.labels(self.number, "keys").set(1)
+            if time.monotonic() - self._committed_at_s > PROBE_S:
+                await self._commit(None)
+            await asyncio.sleep(HOLD_S)
+        else:
+            await asyncio.sleep(HOLD_S)
+
+    # ── committing ──
+
+    async def _commit(self, turn: Turn | None) -> None:
+        """One transaction: the turn, and the checkpoint that describes the lane after it. None: checkpoint alone."""
+        assert self._checkpoint is not None and self._writer is not None and self._store is not None  # noqa: S101, PT018
+        assert self._triggers is not None and self._handoffs is not None  # noqa: S101, PT018
+        shared = self._shared
+        checkpoint = msgspec.structs.replace(
+            self._checkpoint,
+            triggers_offset=self._next_offset(Topic.TRIGGERS, self._triggers, turn),
+            handoffs_offset=self._next_offset(Topic.HANDOFFS, self._handoffs, turn),
+            lane_clock_ms=self._clock.floor_ms,
+        )
+        checkpoints = (shared.topics[Topic.CHECKPOINTS], self.number)
+        if turn is None:
+            parts = {checkpoints: [outputs.checkpoint(checkpoint)]}
+        else:
+            parts, checkpoint = turn.finish(checkpoint)
+        began = time.monotonic()
+        try:
+            placed = await self._writer.commit(parts)
+        except Fenced:
+            TRANSACTIONS.labels("fenced").inc()
+            raise
+        except CommitUnknown:
+            TRANSACTIONS.labels("unknown").inc()
+            log.warning(Event.COMMIT_UNKNOWN, lane=self.number)
+            raise
+        # Known to be committed: only now may the local store hold it.
+        if turn is not None and turn.overlay:
+            base = placed[(shared.topics[Topic.IDEMPOTENCY], self.number)].base_offset
+            count = len(parts[(shared.topics[Topic.IDEMPOTENCY], self.number)])
+            self._store.apply(turn.overlay.items(), base + count)
+        self._checkpoint = checkpoint
+        self._committed_at_s = time.monotonic()
+        self._clock.confirm(placed[checkpoints].appended_at_ms)
+        if turn is not None:
+            self._tell(turn, self._committed_at_s - began)
+            self._sweep(min(turn.triggers_in, SWEEP_RECORDS))
+        self.on_commit(self.number, checkpoint.triggers_offset)
+
+    def _next_offset(self, topic: Topic, tail: Tail, turn: Turn | None) -> int:
+        """After the last record decided; past markers and aborted records when none is waiting."""
+        waiting = next((record.offset for kind, record in self._queue if kind is topic), None)
+        if waiting is not None:
+            return waiting
+        return tail.position
+
+    def _tell(self, turn: Turn, seconds: float) -> None:
+        TRANSACTIONS.labels("committed").inc()
+        BATCH_RECORDS.observe(turn.triggers_in + turn.handoffs_in)
+        COMMIT_SECONDS.observe(seconds)
+        for (outcome, code), count in turn.outcomes.items():
+            DECISIONS.labels(outcome, code).inc(count)
+        if turn.handoffs_out:
+            HANDOFFS.inc(turn.handoffs_out)
+        if turn.appended_at_ms:
+            QUEUE_AGE.observe(max(turn.now_ms - min(turn.appended_at_ms), 0) / 1000)
+        if self._triggers is not None and self._handoffs is not None:
+            LANE_LAG.labels(self.number, Topic.TRIGGERS.value).set(self._triggers.backlog)
+            LANE_LAG.labels(self.number, Topic.HANDOFFS.value).set(self._handoffs.backlog)
+
+    def gauge(self) -> None:
+        """Figures that cost something: asked once in a while."""
+        if self._store is not None:
+            STORE_ENTRIES.labels(self.number).set(self._store.estimate())
+
+

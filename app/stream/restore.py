@@ -1,0 +1,121 @@
+"""Taking a lane: local store, changelog and checkpoint, in the order that loses nothing.
+
+    fence ─▶ open the store ─▶ replay the changelog to the high watermark ─▶ read the checkpoint
+
+The high watermark, not the last stable offset: a dead predecessor's transaction may still turn out committed. Because
+the fence comes first, none of ours can be added after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from app.gate import outputs
+from app.gate.outputs import Checkpoint
+from app.stream import store as stores
+from app.stream.log import Log, Partition, ReadRecord
+from app.stream.store import Store, StoreLocked
+from app.telemetry import RESTORE_SECONDS, RESTORED_ENTRIES, Event, log
+
+CHECKPOINT_READ_BACK: Final = 200  # records from the end: one is written a transaction, markers take offsets
+PROGRESS_EVERY_S: Final = 5.0
+
+
+class CheckpointLost(Exception):  # noqa: N818
+    """A lane has no checkpoint, or one of another deployment: a named stop, never a reset."""
+
+
+async def open_local(
+    directory: Path, cluster_id: str, birth_id: str, lane: int
+) -> tuple[Store, Path]:
+    """The lane's store; when a zombie holds its lock for more than a second, one beside it."""
+    deadline = time.monotonic() + stores.LOCK_WAIT_S
+    path, number = directory / f"lane-{lane}", 0
+    while True:
+        try:
+            store, why = stores.open_store(path, cluster_id, birth_id, lane)
+        except StoreLocked:
+            if time.monotonic() >= deadline:
+                number += 1
+                path = directory / f"lane-{lane}.{number}"
+                log.warning(Event.STORE_LOCKED, lane=lane, instead=path.name)
+            else:
+                await asyncio.sleep(stores.LOCK_RETRY_S)
+            continue
+        if why is not None:
+            log.warning(Event.STORE_WIPED, lane=lane, why=why)
+        return store, path
+
+
+async def replay(
+    source: Log, changelog: Partition, store: Store, path: Path, cluster_id: str, birth_id: str, lane: int,
+    keep_tombstones_ms: int,
+) -> Store:  # fmt: skip
+    """Bring the store up to the changelog's high watermark. Returns it, or an empty one restored in its place."""
+    began = time.monotonic()
+    marks = await source.watermarks(changelog)
+    at = store.changelog_offset
+    why = None
+    if at > marks.high:
+        why = f"it is ahead of the changelog: {at} > {marks.high}"
+    elif 0 < at < marks.start:
+        why = f"the changelog begins after it: {at} < {marks.start}"
+    elif at > 0 and store.age_ms > keep_tombstones_ms:
+        why = f"it is older ({store.age_ms // 1000} s) than the changelog's tombstones are kept"
+    if why is not None:
+        log.warning(Event.STORE_WIPED, lane=lane, why=why)
+        store = stores.wipe(store, path, cluster_id, birth_id, lane)
+        at = 0
+    position, count, told = max(at, marks.start), 0, began
+    if position < marks.high:
+        async for chunk, position in source.read(changelog, position, marks.high):  # noqa: B020
+            if chunk:
+                store.apply(((r.key, r.value) for r in chunk if r.key is not None), position)
+                count += len(chunk)
+            if time.monotonic() - told > PROGRESS_EVERY_S:
+                told = time.monotonic()
+                log.info(Event.RESTORED, lane=lane, entries=count, left=marks.high - position, done=False)
+    seconds = time.monotonic() - began
+    RESTORED_ENTRIES.inc(count)
+    RESTORE_SECONDS.labels(lane).set(seconds)
+    log.info(Event.RESTORED, lane=lane, entries=count, seconds=round(seconds, 3), done=True)
+    return store
+
+
+async def last_checkpoint(source: Log, partition: Partition, birth_id: str, lanes: int) -> Checkpoint:
+    """The newest committed checkpoint of a lane. Raises CheckpointLost."""
+    marks = await source.watermarks(partition)
+    start = marks.high
+    reach = CHECKPOINT_READ_BACK
+    while start > marks.start:
+        start = max(marks.high - reach, marks.start)
+        newest: ReadRecord | None = None
+        async for chunk, _ in source.read(partition, start, marks.high):
+            for record in chunk:
+                if record.value is not None and record.key == b"%d" % partition[1]:
+                    newest = record
+        if newest is not None and newest.value is not None:
+            return _checked(newest.value, partition, birth_id, lanes)
+        reach *= 10
+    raise CheckpointLost(
+        f"{partition[0]}[{partition[1]}] holds no checkpoint: if the topics are new run `tollgate topics create`, "
+        f"else `tollgate topics accept-gap {partition[1]}` after reading what it says"
+    )
+
+
+def _checked(value: bytes, partition: Partition, birth_id: str, lanes: int) -> Checkpoint:
+    try:
+        checkpoint = outputs.read_checkpoint(value)
+    except msgspec.DecodeError as error:
+        raise CheckpointLost(f"{partition[0]}[{partition[1]}]: the newest record is no checkpoint: {error}") from None
+    if checkpoint.birth_id != birth_id or checkpoint.lanes != lanes:
+        raise CheckpointLost(
+            f"{partition[0]}[{partition[1]}] is of deployment {checkpoint.birth_id} with {checkpoint.lanes} lanes, "
+            f"the topics are of {birth_id} with {lanes}: a topic was recreated or changed; see `tollgate topics check`"
+        )
+    return checkpoint

@@ -1,0 +1,95 @@
+"""`tollgate gate`: one worker process per core, restarted when it falls, stopped in order when told to.
+
+A worker that keeps falling for one cause stops the gate: a crash loop hides what a stopped process says.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+from app.config import Settings
+from app.stream.worker import run_worker
+from app.telemetry import Event, log
+
+RESTARTS_MAX: Final = 3  # of one worker within the window; then the gate stops and says so
+RESTART_WINDOW_S: Final = 60.0
+RESTART_WAIT_S: Final = 1.0
+STOP_WAIT_S: Final = 20.0
+POLL_S: Final = 0.1
+INDEX_VARIABLE: Final = "TOLLGATE_WORKER_INDEX"
+_ENDED_ON_PURPOSE: Final = (0, 2)  # done; or a setting or a topic is wrong, which a restart does not mend
+
+
+def run(settings: Settings) -> int:
+    """Run the gate until SIGTERM or SIGINT. Returns the exit code: 0, or that of a worker that could not go on."""
+    workers = settings.gate.workers or os.cpu_count() or 1
+    if INDEX_VARIABLE in os.environ:
+        run_worker(settings, int(os.environ[INDEX_VARIABLE]))
+        return 0
+    if workers == 1:
+        run_worker(settings)
+        return 0
+    return _Workers(workers).run()
+
+
+class _Workers:
+    def __init__(self, count: int) -> None:
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._falls: dict[int, list[float]] = {index: [] for index in range(count)}
+        self._stopping = False
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        for index in self._falls:
+            self._start(index)
+        code = 0
+        while self._processes:
+            time.sleep(POLL_S)
+            for index, process in list(self._processes.items()):
+                ended = process.poll()
+                if ended is None:
+                    continue
+                del self._processes[index]
+                if self._stopping:
+                    continue
+                code = self._fell(index, ended) or code
+        return code
+
+    def _start(self, index: int) -> None:
+        # The same command in a process of its own: nothing is shared, so nothing is lost with another's fall.
+        self._processes[index] = subprocess.Popen(
+            [sys.executable, "-m", "app.cli.main", *sys.argv[1:]],
+            env=os.environ | {INDEX_VARIABLE: str(index)},
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which stops its workers in order
+        )
+
+    def _fell(self, index: int, ended: int) -> int:
+        """Restart a worker, or stop the gate when that is of no use."""
+        log.error(Event.WORKER_EXITED, worker=index, code=ended)
+        now = time.monotonic()
+        falls = [at for at in self._falls[index] if now - at < RESTART_WINDOW_S] + [now]
+        self._falls[index] = falls
+        if ended in _ENDED_ON_PURPOSE or len(falls) > RESTARTS_MAX:
+            self._stop()
+            return ended if ended > 0 else 1
+        time.sleep(RESTART_WAIT_S)
+        self._start(index)
+        return 0
+
+    def _stop(self, *_: Any) -> None:
+        self._stopping = True
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + STOP_WAIT_S
+        for process in self._processes.values():
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()

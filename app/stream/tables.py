@@ -1,0 +1,167 @@
+"""The tables every gate reads whole and follows: registry and revocations, with the trusted issuers' keys.
+
+A lane decides only while this view was confirmed up to date within `max_staleness`; otherwise it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from typing import Final
+
+import msgspec
+
+from app.gate import policy
+from app.gate.decide import Memo, World
+from app.gate.policy import Job, Revocations, TrustRule
+from app.gate.token import KeyWanted
+from app.stream.log import Log, Partition, ReadRecord, Tail
+from app.stream.topics import Topic
+from app.telemetry import TABLE_STALENESS, Event, log
+from app.trust import JwksFollower
+
+TAKE_RECORDS: Final = 10_000
+TAKE_BYTES: Final = 64 << 20
+WAIT_S: Final = 0.2
+
+
+class Tables:
+    """One process's view of what all lanes share."""
+
+    def __init__(
+        self, source: Log, registry: Partition, revocations: Partition, keys: JwksFollower, world: World,
+        max_staleness_s: float,
+    ) -> None:  # fmt: skip
+        self._log, self._keys, self._max_staleness_s = source, keys, max_staleness_s
+        self._partitions = {Topic.REGISTRY: registry, Topic.REVOCATIONS: revocations}
+        self._positions = dict.fromkeys(self._partitions, 0)
+        self._tails: dict[Topic, Tail] = {}
+        self._wake = asyncio.Event()
+        self._jobs: dict[str, Job] = {}
+        self._rules: dict[str, TrustRule] = {}
+        self._revocations = Revocations()
+        self._world = world
+        self._ring_version = -1
+        self._task: asyncio.Task[None] | None = None
+        self.memo: Memo = {}
+
+    @property
+    def world(self) -> World:
+        """What decisions may know, as of now. Cheap: rebuilt only when something changed."""
+        if self._ring_version != self._keys.version:
+            self._rebuild()
+        return self._world
+
+    def complaint(self) -> str | None:
+        """Why decisions must wait: a table not confirmed up to date within the limit; or None."""
+        if self._task is None:
+            return "the tables have not been read yet"
+        if self._task.done():
+            return "the follower of the tables has ended"
+        now = time.monotonic()
+        for topic, tail in self._tails.items():
+            if now - tail.confirmed_at_s > self._max_staleness_s:
+                return f"{topic} was last confirmed {min(now - tail.confirmed_at_s, 1e6):.1f} s ago"
+        return None
+
+    async def ended(self) -> None:
+        """Wait for the follower, which never ends but by an error, and raise that."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def start(self) -> None:
+        """Read both tables whole, load the issuers' keys, and follow from there."""
+        for topic, partition in self._partitions.items():
+            marks = await self._log.watermarks(partition)
+            position = marks.start
+            if position < marks.high:
+                async for chunk, position in self._log.read(partition, position, marks.high):  # noqa: B020
+                    for record in chunk:
+                        self._apply(topic, record)
+            self._positions[topic] = position
+            log.info(Event.TABLE_LOADED, topic=topic.value, offset=position)
+        self._keys.follow(self._rules)
+        await self._keys.start()
+        self._rebuild()
+        for topic, partition in self._partitions.items():
+            self._tails[topic] = self._log.follow(partition, self._positions[topic], self._wake)
+        self._task = asyncio.create_task(self._follow(), name="tables")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._keys.stop()
+
+    async def _follow(self) -> None:
+        while True:
+            self._wake.clear()
+            changed = False
+            for topic, tail in self._tails.items():
+                for record in tail.take(TAKE_RECORDS, TAKE_BYTES):
+                    self._apply(topic, ReadRecord(record.offset, record.key, record.value))
+                    changed = True
+                self._positions[topic] = tail.position
+                TABLE_STALENESS.labels(topic.value).set(min(time.monotonic() - tail.confirmed_at_s, 1e6))
+            if changed:
+                self._keys.follow(self._rules)
+                self._rebuild()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), WAIT_S)
+
+    def _apply(self, topic: Topic, record: ReadRecord) -> None:
+        complaint = self._apply_registry(record) if topic is Topic.REGISTRY else self._apply_revocation(record)
+        if complaint is not None:
+            log.error(Event.TABLE_RECORD_BAD, topic=topic.value, offset=record.offset, why=complaint)
+
+    def _apply_revocation(self, record: ReadRecord) -> str | None:
+        return self._revocations.apply(record.key or b"", record.value)
+
+    def _apply_registry(self, record: ReadRecord) -> str | None:
+        """A record replaces or, as a tombstone, removes. What cannot be read removes too: fail closed."""
+        kind, _, name = (record.key or b"").decode("utf-8", "replace").partition("/")
+        if kind == "job":
+            self._jobs.pop(name, None)
+            if record.value is not None:
+                job = policy.job_from_record(record.key or b"", record.value)
+                if isinstance(job, str):
+                    return job
+                self._jobs[job.name] = job
+        elif kind == "trust":
+            self._rules.pop(name, None)
+            if record.value is not None:
+                rule = policy.trust_from_record(record.key or b"", record.value)
+                if isinstance(rule, str):
+                    return rule
+                self._rules[rule.issuer] = rule
+        return None
+
+    def _rebuild(self) -> None:
+        """Replace the world whole; a change of keys also forgets which tokens had been verified."""
+        if self._ring_version != self._keys.version:
+            self._ring_version = self._keys.version
+            self.memo.clear()
+        self._world = msgspec.structs.replace(
+            self._world,
+            ring=self._keys.ring,
+            rules=dict(self._rules),
+            jobs=dict(self._jobs),
+            revocations=self._revocations,
+            registry_offset=self._positions[Topic.REGISTRY],
+            revocations_offset=self._positions[Topic.REVOCATIONS],
+        )
+
+    # ── keys ──
+
+    def may_fetch(self, wanted: KeyWanted) -> bool:
+        """Whether waiting for this key can help: an issuer is asked again once an interval, no more."""
+        return wanted.kid is None or self._keys.may_fetch(wanted.iss)
+
+    async def fetch_key(self, wanted: KeyWanted) -> None:
+        if wanted.kid is not None:
+            await self._keys.want(wanted.iss, wanted.kid)
+
+

@@ -1,0 +1,238 @@
+"""A worker: one process, one event loop, the lanes its consumer group gives it.
+
+The group is only a hint of who should take which lane; the lock is each lane's transactional id. Its committed offsets
+are for tools that show lag; a lane's own position stands in its checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import KafkaError
+
+from app import __version__
+from app.config import Settings
+from app.gate import decide
+from app.gate.decide import World
+from app.gate.outputs import Place
+from app.gate.policy import Revocations
+from app.stream import administration
+from app.stream.cluster import Cluster
+from app.stream.connect import client_options
+from app.stream.lane import Deployment, Lane, State
+from app.stream.probes import Probes
+from app.stream.sealing import sealer_from
+from app.stream.tables import Tables
+from app.stream.topics import Topic
+from app.telemetry import Event, log
+from app.trust import JwksFollower
+
+GROUP_OFFSETS_EVERY_S: Final = 1.0
+GAUGES_EVERY_S: Final = 5.0
+STUCK_AFTER_S: Final = 30.0  # a running lane that has not been round its loop for so long is not alive
+NEVER_MS: Final = 2**31 - 1
+KEEP_TOMBSTONES_MS: Final = 86_400_000  # delete.retention.ms of the changelog, Kafka's default
+FOR_EVER_MS: Final = 1 << 62
+_STICKY: Final = (StickyPartitionAssignor,)
+
+
+class Worker:
+    """Owns the cluster connection, the tables and the lanes of this process."""
+
+    def __init__(self, settings: Settings, found: administration.Deployment, index: int) -> None:
+        self._settings, self._found, self._index = settings, found, index
+        prefix = settings.kafka.prefix
+        names = {topic: topic.named(prefix) for topic in Topic}
+        gate = settings.gate
+        self._cluster = Cluster(
+            settings.kafka, list(names.values()), transaction_timeout_ms=gate.transaction_timeout_ms,
+            codec=gate.compression, max_batch_bytes=gate.expanded_batch_max_bytes,
+        )  # fmt: skip
+        kept_ms = found.idempotency_retention_ms
+        window_ms = kept_ms - found.idempotency_segment_ms - gate.queue_age_cap_s * 1000 if kept_ms >= 0 else FOR_EVER_MS
+        keys = JwksFollower(settings)
+        world = World(
+            audience=settings.audience, lanes=found.lanes, grace_s=gate.grace_s,
+            queue_age_cap_ms=gate.queue_age_cap_s * 1000, max_window_ms=window_ms,
+            run_seed=decide.run_seed(found.cluster_id, names[Topic.TRIGGERS]),
+            ring={}, rules={}, jobs={}, revocations=Revocations(),
+        )  # fmt: skip
+        self._tables = Tables(
+            self._cluster, (names[Topic.REGISTRY], 0), (names[Topic.REVOCATIONS], 0), keys, world,
+            gate.max_staleness_ms / 1000,
+        )  # fmt: skip
+        self._shared = Deployment(
+            prefix=prefix, topics=names, cluster_id=found.cluster_id, birth_id=found.birth_id, lanes=found.lanes,
+            place=Place(names[Topic.TRIGGERS], f"tollgate:{prefix}", __version__),
+            seal=sealer_from(gate.sealing_key), state_dir=gate.state_dir, batch_max_records=gate.batch_max_records,
+            clock_tolerance_ms=gate.clock_tolerance_s * 1000, queue_age_cap_ms=gate.queue_age_cap_s * 1000,
+            keep_tombstones_ms=KEEP_TOMBSTONES_MS,
+            owner=f"{socket.gethostname()}-{os.getpid()}",
+        )  # fmt: skip
+        self.lanes: dict[int, Lane] = {}
+        self._joined = False
+        self._stopping = asyncio.Event()
+        self._consumer: AIOKafkaConsumer | None = None
+        self._offsets: dict[TopicPartition, int] = {}
+
+    # ── what probes ask ──
+
+    def ready(self) -> tuple[bool, str]:
+        """Ready: a member of the group, and every lane given to this worker restored and running."""
+        if not self._joined:
+            return False, "not in the consumer group yet"
+        waiting = [f"lane {lane.number} {lane.state}" for lane in self._mine() if lane.state is not State.RUNNING]
+        return not waiting, ", ".join(waiting) or f"{len(self.lanes)} lanes"
+
+    def live(self) -> tuple[bool, str]:
+        """Live: every lane went round its loop lately, and none has stopped for good."""
+        now = time.monotonic()
+        bad = [f"lane {lane.number} stopped: {lane.stopped_because}" for lane in self._mine() if lane.stopped_because]
+        bad += [
+            f"lane {lane.number} made no progress for {now - lane.progress_at_s:.0f} s"
+            for lane in self._mine()
+            if lane.state is State.RUNNING and now - lane.progress_at_s > STUCK_AFTER_S
+        ]
+        return not bad, "; ".join(bad) or "ok"
+
+    def _mine(self) -> list[Lane]:
+        return list(self.lanes.values())
+
+    # ── life ──
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT; then every turn under way is finished, and the lanes are let go."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        telemetry = self._settings.telemetry
+        port = telemetry.port + self._index if telemetry.port else 0
+        with Probes(telemetry.host, port, self.ready, self.live):
+            await self._cluster.start()
+            await self._tables.start()
+            await self._join()
+            log.info(
+                Event.GATE_STARTED, version=__version__, lanes=self._found.lanes, bootstrap=self._settings.kafka.bootstrap,
+                prefix=self._settings.kafka.prefix, pid=os.getpid(),
+            )  # fmt: skip
+            chores = asyncio.create_task(self._chores())
+            tables = asyncio.create_task(self._tables.ended())
+            stop = asyncio.create_task(self._stopping.wait())
+            try:
+                await asyncio.wait({chores, tables, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (chores, tables, stop):
+                    task.cancel()
+                results = await asyncio.gather(chores, tables, return_exceptions=True)
+                await self._leave()
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
+        log.info(Event.GATE_STOPPED, pid=os.getpid())
+
+    async def _join(self) -> None:
+        gate = self._settings.gate
+        self._consumer = AIOKafkaConsumer(
+            **client_options(self._settings.kafka),
+            group_id=f"{self._settings.kafka.prefix}{gate.group}",
+            session_timeout_ms=gate.session_timeout_ms,
+            heartbeat_interval_ms=max(gate.session_timeout_ms // 5, 200),
+            rebalance_timeout_ms=max(gate.session_timeout_ms, 5_000),
+            max_poll_interval_ms=NEVER_MS,  # we do not poll it: lanes fetch for themselves
+            enable_auto_commit=False,
+            auto_offset_reset="latest",
+            partition_assignment_strategy=_STICKY,
+            fetch_max_wait_ms=30_000,
+        )
+        self._consumer.subscribe([self._shared.topics[Topic.TRIGGERS]], listener=_Rebalances(self))
+        await self._consumer.start()
+
+    async def _leave(self) -> None:
+        await asyncio.gather(*(lane.release() for lane in self._mine()))
+        with contextlib.suppress(KafkaError, TimeoutError):
+            await self._tell_group()
+        if self._consumer is not None:
+            with contextlib.suppress(KafkaError, TimeoutError):
+                await asyncio.wait_for(self._consumer.stop(), 5)
+        await self._tables.stop()
+        await self._cluster.stop()
+
+    # ── membership ──
+
+    async def revoked(self) -> None:
+        """Before a rebalance: finish what is under way; nothing is let go until we know who gets what."""
+        await asyncio.gather(*(lane.pause() for lane in self._mine()))
+
+    async def assigned(self, numbers: set[int]) -> None:
+        """After it: lanes that went elsewhere are let go, those that came back go on, new ones are taken."""
+        gone = [lane for number, lane in self.lanes.items() if number not in numbers]
+        for lane in gone:
+            del self.lanes[lane.number]
+        await asyncio.gather(*(lane.release() for lane in gone))
+        for lane in gone:
+            log.info(Event.LANE_RELEASED, lane=lane.number)
+        for number in sorted(numbers):
+            if number in self.lanes:
+                self.lanes[number].resume()
+            else:
+                lane = Lane(number, self._shared, self._cluster, self._tables)
+                lane.on_commit = self._note_offset
+                self.lanes[number] = lane
+                lane.start()
+        self._joined = True
+
+    def _note_offset(self, number: int, offset: int) -> None:
+        self._offsets[TopicPartition(self._shared.topics[Topic.TRIGGERS], number)] = offset
+
+    async def _tell_group(self) -> None:
+        """Commit offsets to the group: for lag tools only, so a failure is nobody's harm."""
+        offsets, self._offsets = self._offsets, {}
+        if offsets and self._consumer is not None:
+            mine = self._consumer.assignment()
+            with contextlib.suppress(KafkaError, ValueError):
+                await self._consumer.commit({key: value for key, value in offsets.items() if key in mine})
+
+    async def _chores(self) -> None:
+        gauges_at_s = 0.0
+        while True:
+            await asyncio.sleep(GROUP_OFFSETS_EVERY_S)
+            await self._tell_group()
+            if time.monotonic() - gauges_at_s > GAUGES_EVERY_S:
+                gauges_at_s = time.monotonic()
+                for lane in self._mine():
+                    lane.gauge()
+
+
+class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
+    """aiokafka logs and swallows exceptions of these callbacks, so an error here ends the worker instead."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:  # noqa: ARG002
+        await self._worker.revoked()
+
+    async def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
+        consumer = self._worker._consumer  # noqa: SLF001
+        if consumer is not None:
+            consumer.pause(*assigned)
+        await self._worker.assigned({partition.partition for partition in assigned})
+
+
+def run_worker(settings: Settings, index: int = 0) -> None:
+    """Check the topics, then work until told to stop.
+
+    Raises TopicsError where a topic breaks a guarantee, ConfigError, KafkaException or KafkaError.
+    """
+    checked = administration.check(settings)
+    if checked.deployment is None or checked.fatal:
+        raise administration.TopicsError("; ".join(finding.sentence() for finding in checked.fatal))
+    asyncio.run(Worker(settings, checked.deployment, index).run())

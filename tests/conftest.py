@@ -1,0 +1,63 @@
+"""What every test may ask for: one real broker for the whole run, and names of its own on it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.broker import real_kafka
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--broker-required", action="store_true", help="a skipped broker test is a failed one")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "broker" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.broker)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("broker"):
+        _fail_if_required(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:  # a whole module: what its tests would have needed is not known
+        _fail_if_required(collector.config, report)
+    return report
+
+
+def _fail_if_required(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    if config.getoption("--broker-required"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but --broker-required was given: {report.longrepr}"
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    """The bootstrap address of a real Kafka, started at first use."""
+    with real_kafka() as address:
+        yield address
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix for topics, groups and transactional ids that no other test uses: tests share the broker."""
+    return f"t{secrets.token_hex(4)}."
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    return Path(__file__).resolve().parent.parent
