@@ -15,7 +15,7 @@ import msgspec
 import orjson
 
 from app.gate import limits
-from app.gate.definitions import JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
+from app.gate.definitions import Job, JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
 from app.stream.topics import Topic
 
 if TYPE_CHECKING:
@@ -108,11 +108,13 @@ def _definition(kind: Kind, name: str, table: dict[str, Any], base: Path) -> Def
     if empty is not None:
         raise ValueError(f"{empty}: is empty, which would refuse everything; leave out the table instead")
     members = _job_members(table, base) if kind == "jobs" else _trust_members(table, base)
-    definition = Definition(kind, name, members, tuple(_warnings(kind, members)))
+    definition = Definition(kind, name, members)
     judged = _JUDGE[kind](definition.registry_key, definition.record(FIRST_VERSION))
-    if isinstance(judged, str):
-        raise ValueError(judged)
-    return definition
+    if isinstance(judged, Job):
+        return definition
+    if isinstance(judged, TrustRule):
+        return definition._replace(warnings=tuple(_warnings(judged)))
+    raise ValueError(judged)
 
 
 def _job_members(table: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -146,16 +148,15 @@ def _trust_members(table: dict[str, Any], base: Path) -> dict[str, Any]:
     return members
 
 
-def _warnings(kind: Kind, members: Mapping[str, Any]) -> Iterable[str]:
-    if kind == "jobs":
-        return
-    for member, may in (("jobs", "start ANY job"), ("subjects", "speak for ANY subject")):
-        if "*" in members[member]:
-            yield f'{member} = ["*"]: this issuer may {may}; name what it is for'
-    if "HS256" in members["algorithms"]:
+def _warnings(rule: TrustRule) -> Iterable[str]:
+    if "*" in rule.jobs:
+        yield 'jobs = ["*"]: this issuer may start ANY job; name what it is for'
+    if "*" in rule.subjects:
+        yield 'subjects = ["*"]: this issuer may speak for ANY subject; name whom it serves'
+    if "HS256" in rule.algorithms:
         yield "algorithms holds HS256: for development only; a gate honours it with insecure_dev_hs256 alone"
-    if not members["jwks"].startswith("https://") and not Path(members["jwks"]).is_file():
-        yield f"jwks: {members['jwks']} is not there yet; gates hold this issuer's triggers until it is"
+    if not rule.jwks.startswith("https://") and not Path(rule.jwks).is_file():
+        yield f"jwks: {rule.jwks} is not there yet; gates hold this issuer's triggers until it is"
 
 
 def _refuse_other_than_json(value: Any, where: str) -> None:
@@ -167,7 +168,7 @@ def _refuse_other_than_json(value: Any, where: str) -> None:
         for place, item in enumerate(value):
             _refuse_other_than_json(item, f"{where}[{place}]")
     elif not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{where}: {value} has no place in JSON; write it as a text")  # noqa: TRY004 - a file's fault
+        raise ValueError(f"{where}: {value} has no place in JSON; write it as a text")
 
 
 # ── the topic ──
@@ -258,7 +259,7 @@ async def read_registry(settings: Settings) -> dict[bytes, bytes]:
 
 
 async def apply(settings: Settings, definitions: list[Definition], *, dry_run: bool) -> list[Change]:
-    """Write what differs, all of it or nothing.
+    """Write what differs, all of it or nothing. Raises RegistryError when another writer got in between.
 
     The transactional id is a lock: whoever applies at the same time is fenced, and versions cannot collide. The
     producer starts before the registry is read, for its start ends a transaction somebody else left open.
@@ -266,6 +267,7 @@ async def apply(settings: Settings, definitions: list[Definition], *, dry_run: b
     if dry_run:
         return plan(definitions, await read_registry(settings))
     from aiokafka import AIOKafkaProducer
+    from aiokafka.errors import ProducerFenced
 
     from app.stream.connect import client_options
 
@@ -282,6 +284,8 @@ async def apply(settings: Settings, definitions: list[Definition], *, dry_run: b
             async with producer.transaction():
                 for change in new:
                     await producer.send_and_wait(topic, change.record, key=_KEY[change.kind](change.name), partition=0)
+    except ProducerFenced:
+        raise RegistryError("someone else applied definitions at the same moment; run it again") from None
     finally:
         await producer.stop()
     return changes

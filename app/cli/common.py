@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -196,17 +197,23 @@ def run(work: Coroutine[Any, Any, T]) -> T:
                 asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
+    for library in ("aiokafka", "asyncio"):  # what they log of a failure, we say ourselves
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         return asyncio.run(cancellable())
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED) from None
 
 
+# Errors of ours whose message is such a sentence already; named, so that nothing heavy is imported for them.
+_OURS: Final = {"ConfigError": USAGE, "TopicsError": FAILED, "RegistryError": FAILED, "LocalKafkaError": FAILED}
+
+
 def sentence_of(error: BaseException) -> tuple[str, int] | None:
     """What to tell about an expected error and the exit code, or None: then it is a bug of ours."""
     kind = type(error)
-    if kind.__module__ == "app.config" and kind.__name__ == "ConfigError":
-        return str(error), USAGE
+    if kind.__module__.startswith("app.") and kind.__name__ in _OURS:
+        return str(error), _OURS[kind.__name__]
     for module, translate in (("aiokafka", _of_aiokafka), ("confluent_kafka", _of_confluent), ("cimpl", _of_confluent)):
         if kind.__module__.partition(".")[0] == module:
             return translate(error)
@@ -220,8 +227,8 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
 
 
 _UNREACHABLE: Final = (
-    "no Kafka broker answers at {bootstrap} ({error}): start one with `tollgate broker`, or name yours with --bootstrap "
-    "or TOLLGATE_BOOTSTRAP"
+    "no Kafka broker answers at {bootstrap} ({error}): start one with `tollgate broker`, or name yours with "
+    "--bootstrap or TOLLGATE_BOOTSTRAP"
 )
 _NOT_AUTHENTICATED: Final = (
     "the broker refused our credentials ({error}): check kafka.security_protocol, kafka.sasl_mechanism, "

@@ -17,7 +17,7 @@ COLUMNS: Final = ("name", "version", "enabled", "accepts", "on_param_conflict", 
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help='TOML with tables [jobs."NAME"]', show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML with tables named jobs.NAME", show_default=False)],
     dry_run: trust.DryRun = False,
     output: Output = None,
     bootstrap: Bootstrap = None,

@@ -44,7 +44,7 @@ COMMANDS: Final = (
     Command("emit", "app.cli.emit", "publish a trigger, and wait for its receipt", _SEE),
     Command("receipts", "app.cli.read", "what became of triggers", _SEE, held="receipts_app"),
     Command("dead-letters", "app.cli.read", "refused triggers: list, show", _SEE, held="dead_letters_app"),
-    Command("audit", "app.cli.read", "who started what; verify that nothing was altered", _SEE, held="audit_app"),
+    Command("audit", "app.cli.audit", "who started what; verify that nothing was altered", _SEE),
     Command("explain", "app.cli.explain", "every check of one trigger, and the one that decided", _SEE),
 )
 _BY_NAME: Final = {command.name: command for command in COMMANDS}

@@ -76,7 +76,18 @@ def receipts(
         return row if all(value is None or row.get(name) == value for name, value in wanted.items()) else None
 
     narrowed = job is not None or outcome is not None
-    common.run(show(settings, Topic.RECEIPTS, window, row_of, RECEIPT_WIDTHS, limit, output, narrowed=narrowed))
+    common.run(
+        show(
+            settings,
+            Topic.RECEIPTS,
+            window,
+            row_of,
+            widths=RECEIPT_WIDTHS,
+            limit=limit,
+            output=output,
+            narrowed=narrowed,
+        )
+    )
 
 
 def jobs_tail(
@@ -105,9 +116,20 @@ def jobs_tail(
         row = parsed(entry)
         if job is not None and row.get("job") != job:
             return None
-        return row | {**row["identity"], "trigger_id": row["trigger"]["id"]} if table else row
+        return row | {**row.get("identity", {}), "trigger_id": row.get("trigger", {}).get("id")} if table else row
 
-    common.run(show(settings, Topic.JOBS, window, row_of, JOB_WIDTHS, limit, output, narrowed=job is not None))
+    common.run(
+        show(
+            settings,
+            Topic.JOBS,
+            window,
+            row_of,
+            widths=JOB_WIDTHS,
+            limit=limit,
+            output=output,
+            narrowed=job is not None,
+        )
+    )
 
 
 @dead_letters_app.command("list")
@@ -137,7 +159,18 @@ def dead_letters_list(
         return row if reason is None or row["reason"] == reason else None
 
     narrowed = reason is not None
-    common.run(show(settings, Topic.DEAD_LETTERS, window, row_of, DEAD_LETTER_WIDTHS, limit, output, narrowed=narrowed))
+    common.run(
+        show(
+            settings,
+            Topic.DEAD_LETTERS,
+            window,
+            row_of,
+            widths=DEAD_LETTER_WIDTHS,
+            limit=limit,
+            output=output,
+            narrowed=narrowed,
+        )
+    )
 
 
 @dead_letters_app.command("show")
@@ -162,10 +195,11 @@ def dead_letters_show(
     wanted = {("tollgate-partition", partition.encode()), ("tollgate-offset", offset.encode())}
 
     async def find() -> Entry | None:
-        async for batch in reading.entries(settings, Topic.DEAD_LETTERS, doing="searching the dead letters"):
-            for entry in batch:
-                if wanted <= set(entry.headers):
-                    return entry
+        async with reading.entries(settings, Topic.DEAD_LETTERS, doing="searching the dead letters") as batches:
+            async for batch in batches:
+                for entry in batch:
+                    if wanted <= set(entry.headers):
+                        return entry
         return None
 
     entry = common.run(find())
@@ -188,23 +222,24 @@ async def show(
     topic: Topic,
     window: Window,
     row_of: Callable[[Entry], dict[str, Any] | None],
+    *,
     widths: Mapping[str, int],
     limit: int | None,
     output: common.OutputForm | None,
-    *,
     narrowed: bool,
 ) -> None:
     """Print the rows of a topic as they are read; with filters that matched nothing, exit 5."""
     from app.cli.reading import entries
 
-    rows = _rows(entries(settings, topic, window, doing="searching" if narrowed else None), row_of, limit)
-    if common.form_of(output) is common.OutputForm.JSON:
-        count = common.print_rows([row async for row in rows], list(widths), output)
-    else:
-        put, count = common.line_printer(widths, output), 0
-        async for row in rows:
-            put(row)
-            count += 1
+    async with entries(settings, topic, window, doing="searching" if narrowed else None) as batches:
+        rows = _rows(batches, row_of, limit)
+        if common.form_of(output) is common.OutputForm.JSON:
+            count = common.print_rows([row async for row in rows], list(widths), output)
+        else:
+            put, count = common.line_printer(widths, output), 0
+            async for row in rows:
+                put(row)
+                count += 1
     if limit is not None and window.follow and count < limit:
         common.fail(f"{count} of {limit} came in time", common.TIMED_OUT)
     if count == 0 and narrowed:

@@ -128,7 +128,9 @@ class Reader:
 
 
 @asynccontextmanager
-async def reader(settings: Settings, topic: Topic, window: Window = EVERYTHING, *, at_end: bool = False) -> Any:
+async def reader(
+    settings: Settings, topic: Topic, window: Window = EVERYTHING, *, at_end: bool = False
+) -> AsyncIterator[Reader]:
     """Open a Reader at the start the window names, or at the end."""
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -175,26 +177,21 @@ async def _starts(
     return {place: found[place].offset if found.get(place) else ends[place] for place in places}
 
 
+@asynccontextmanager
 async def entries(
-    settings: Settings,
-    topic: Topic,
-    window: Window = EVERYTHING,
-    *,
-    doing: str | None = None,
-) -> AsyncIterator[list[Entry]]:
+    settings: Settings, topic: Topic, window: Window = EVERYTHING, *, doing: str | None = None
+) -> AsyncIterator[AsyncIterator[list[Entry]]]:
     """Batches of a topic; with `doing`, a progress bar says so when on a terminal and there is much to read."""
     async with reader(settings, topic, window) as opened:
         if doing is None or not sys.stderr.isatty() or opened.total < PROGRESS_FROM_RECORDS:
-            async for batch in opened.batches(window):
-                yield batch
+            yield opened.batches(window)
             return
         from rich.console import Console
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(doing, total=None if window.follow else opened.total)
-            async for batch in opened.batches(window, lambda n: progress.advance(task, n)):
-                yield batch
+            yield opened.batches(window, lambda n: progress.advance(task, n))
 
 
 async def wait_for_receipts(

@@ -24,7 +24,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would cha
 @app.command()
 def apply(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help='TOML with tables [trust."ISSUER"]', show_default=False)
+        Path, typer.Argument(metavar="FILE", help="TOML with tables named trust.ISSUER", show_default=False)
     ],
     dry_run: DryRun = False,
     output: Output = None,
@@ -34,7 +34,7 @@ def apply(
     """Write the trust rules of FILE into the registry; gates follow within a second.
 
     A rule that is already there is left alone; a changed one gets the next version. To stop an issuer at once, use
-    `tollgate token revoke --issuer`.
+    `tollgate token revoke`.
 
     Example: tollgate trust apply trust.toml
     """

@@ -15,8 +15,10 @@ from typing import Final
 import msgspec
 
 from app.gate import idempotency
-from app.gate.idempotency import Entry, Identity
-from app.gate.policy import Authorized, Job, Revocations, TrustRule, authorize, check_token, within_grace
+from app.gate.idempotency import Identity
+from app.gate.policy import (
+    Authorized, Job, Revocations, TrustRule, check_token, in_time, merge_params, permit, within_grace,
+)  # fmt: skip
 from app.gate.reasons import Rejected
 from app.gate.keyset import KeyRing
 from app.gate.token import Claims, KeyWanted, VerifiedToken, verify
@@ -48,10 +50,27 @@ class Source(msgspec.Struct, frozen=True, gc=False):
     partition: int
     offset: int
     appended_at_ms: int
+    trigger_id: str
 
-    @property
-    def trigger_id(self) -> str:
-        return f"{self.partition}-{self.offset}"
+
+def source_at(partition: int, offset: int, appended_at_ms: int) -> Source:
+    return Source(partition, offset, appended_at_ms, f"{partition}-{offset}")
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What a token is worth in one world: the part of a decision that is the same for every trigger it comes with.
+
+    `refused` is a refusal that no append time changes; `earliest_ms` and `latest_ms` bound the token's own time.
+    """
+
+    token: VerifiedToken
+    rule: TrustRule
+    earliest_ms: int
+    latest_ms: int
+    timeless: bool  # nothing but the append time can refuse the token
+    emitter: str
+    jti_digest: bytes
+    permitted: dict[str | None, tuple[Job, bytes] | Rejected]  # job asked for → its definition and the keys' scope
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -60,6 +79,7 @@ class Request(msgspec.Struct, frozen=True):
     source: Source
     trigger: Trigger | None = None
     token: VerifiedToken | None = None
+    emitter: str | None = None  # a handle for who emitted, the same for one identity
     within_grace: bool = False
 
 
@@ -67,6 +87,7 @@ class Admitted(msgspec.Struct, frozen=True):
     """Stages 1 to 3 passed: this token may start this job with these parameters, if it has not yet."""
 
     request: Request
+    standing: Standing
     authorized: Authorized
     identity: Identity | None
     home: int  # lane; where it arrived when there is no identity
@@ -77,7 +98,7 @@ class Refused(msgspec.Struct, frozen=True):
 
     request: Request
     rejected: Rejected
-    first_run_id: bytes | None = None  # of the run an identity already has
+    first_run_id: str | None = None  # of the run an identity already has
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -88,19 +109,21 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """One job starts. `entry` is the table's new row, None for a trigger without identity."""
+    """One job starts. `entry` is the table's new row, packed.
+
+    None for a trigger without identity, and where the row that is there, of a later trigger, must stay.
+    """
 
     admitted: Admitted
-    run_id: bytes
-    entry: Entry | None
-    replaces: bool  # False when the row that is there, of a later trigger, must stay
+    run_id: str
+    entry: bytes | None
 
 
 class Duplicate(msgspec.Struct, frozen=True):
     """The same request again: its receipt names the first run."""
 
     admitted: Admitted
-    run_id: bytes
+    run_id: str
 
 
 class AlreadyCommitted(msgspec.Struct, frozen=True):
@@ -110,16 +133,16 @@ class AlreadyCommitted(msgspec.Struct, frozen=True):
 
 
 Verdict = Accepted | Duplicate | Refused
-Memo = MutableMapping[str, VerifiedToken]
+Memo = MutableMapping[str, Standing]  # by the token, or by its fingerprint for handoffs
 
 
 def admit(record: Record, world: World, memo: Memo, *, wait_for_keys: bool = True) -> Admitted | Refused | Held:
     """Stages 1 to 3 of a record of the triggers topic.
 
-    `memo` keeps verified webhook tokens; it must be emptied whenever `world.ring` changes. With `wait_for_keys`
+    `memo` keeps what webhook tokens are worth; it must be emptied whenever the world changes. With `wait_for_keys`
     false a kid that a loaded key set lacks is refused (`kid_unknown`) instead of held.
     """
-    source = Source(record.partition, record.offset, record.appended_at_ms)
+    source = source_at(record.partition, record.offset, record.appended_at_ms)
     try:
         return _admit(record, source, world, memo, wait_for_keys)
     except Exception as error:
@@ -134,8 +157,8 @@ def _admit(
     if isinstance(trigger, Rejected):
         return Refused(Request(source), trigger)
     # 2 verify
-    token = memo.get(trigger.unverified_token)
-    if token is None:
+    standing = memo.get(trigger.unverified_token)
+    if standing is None:
         verified = verify(trigger.unverified_token, world.ring, world.audience)
         if isinstance(verified, Rejected):
             return Refused(Request(source, trigger), verified)
@@ -143,28 +166,62 @@ def _admit(
             if verified.kid is None or wait_for_keys:
                 return Held(Request(source, trigger), verified)
             return Refused(Request(source, trigger), Rejected("kid_unknown"))
-        token = verified
-        if token.claims.uses == "many":
-            if len(memo) >= VERIFIED_MEMO_MAX:
-                memo.clear()
-            memo[trigger.unverified_token] = token
-    return _judge(source, trigger, token, world)
+        found = _standing(verified, world)
+        if found is None:
+            return Refused(Request(source, trigger, verified), Rejected("issuer_untrusted"))
+        standing = found
+        _remember(memo, trigger.unverified_token, standing)
+    return _judge(source, trigger, standing, world)
 
 
-def readmit(source: Source, trigger: Trigger, token: VerifiedToken, world: World) -> Admitted | Refused | Held:
+def readmit(
+    source: Source, trigger: Trigger, token: VerifiedToken, world: World, memo: Memo
+) -> Admitted | Refused | Held:
     """What a home lane judges again of a trigger another lane verified: age, key, trust, revocation and job."""
-    claims = token.claims
     request = Request(source, trigger, token)
     try:
-        if claims.iss in world.rules:
-            keys = world.ring.get(claims.iss)
-            if keys is None:
-                return Held(request, KeyWanted(claims.iss, None))
-            if claims.kid not in keys.keys:
-                return Refused(request, Rejected("kid_unknown", "the key was removed"))
-        return _judge(source, trigger, token, world)
+        standing = memo.get(token.fingerprint)
+        if standing is None:
+            claims = token.claims
+            if claims.iss in world.rules:
+                keys = world.ring.get(claims.iss)
+                if keys is None:
+                    return Held(request, KeyWanted(claims.iss, None))
+                if claims.kid not in keys.keys:
+                    return Refused(request, Rejected("kid_unknown", "the key was removed"))
+            standing = _standing(token, world)
+            if standing is None:
+                return Refused(request, Rejected("issuer_untrusted"))
+            _remember(memo, token.fingerprint, standing)
+        return _judge(source, trigger, standing, world)
     except Exception as error:
         return Refused(request, internal_deny(error))
+
+
+def _standing(token: VerifiedToken, world: World) -> Standing | None:
+    claims = token.claims
+    rule = world.rules.get(claims.iss)
+    if rule is None:
+        return None
+    earliest_ms, latest_ms = in_time(claims)
+    timeless = check_token(claims, rule, world.revocations, earliest_ms, world.grace_s) is None
+    return Standing(
+        token, rule, earliest_ms, latest_ms, timeless, emitter(claims), idempotency.jti_digest(claims), {}
+    )
+
+
+def _remember(memo: Memo, name: str, standing: Standing) -> None:
+    """One-shot tokens come once: keeping them would only push out the others."""
+    if standing.token.claims.uses == "many":
+        if len(memo) >= VERIFIED_MEMO_MAX:
+            memo.clear()
+        memo[name] = standing
+
+
+def emitter(claims: Claims) -> str:
+    """A handle for who emitted, the same for one identity, that names nobody: a digest of issuer and subject."""
+    issuer = claims.iss.encode()
+    return blake2b(len(issuer).to_bytes(4, "big") + issuer + claims.sub.encode(), digest_size=16).hexdigest()
 
 
 def internal_deny(error: Exception) -> Rejected:
@@ -176,28 +233,43 @@ def internal_deny(error: Exception) -> Rejected:
     return Rejected("internal_deny", f"{type(error).__name__} in {where}")
 
 
-def _judge(source: Source, trigger: Trigger, token: VerifiedToken, world: World) -> Admitted | Refused:
+def _judge(source: Source, trigger: Trigger, standing: Standing, world: World) -> Admitted | Refused:
+    token = standing.token
     claims = token.claims
     appended_at_ms = source.appended_at_ms
-    request = Request(source, trigger, token, within_grace(claims, appended_at_ms, world.grace_s))
-    rule = world.rules.get(claims.iss)
-    if rule is None:
-        return Refused(request, Rejected("issuer_untrusted"))
-    refusal = check_token(claims, rule, world.revocations, appended_at_ms, world.grace_s)
-    if refusal is not None:
-        return Refused(request, refusal)
+    in_own_time = standing.earliest_ms <= appended_at_ms <= standing.latest_ms
+    grace = not in_own_time and within_grace(claims, appended_at_ms, world.grace_s)
+    request = Request(source, trigger, token, standing.emitter, grace)
+    if not (in_own_time and standing.timeless):
+        refusal = check_token(claims, standing.rule, world.revocations, appended_at_ms, world.grace_s)
+        if refusal is not None:
+            return Refused(request, refusal)
     # 3 authorize
-    authorized = authorize(claims, rule, world.jobs, trigger.job, trigger.params, trigger.params_sha256)
+    permitted = standing.permitted.get(trigger.job) or _permit(standing, trigger.job, world)
+    if isinstance(permitted, Rejected):
+        return Refused(request, permitted)
+    job, key_scope = permitted
+    authorized = merge_params(claims.grant, job, trigger.params, trigger.params_sha256)
     if isinstance(authorized, Rejected):
         return Refused(request, authorized)
-    if _window_ms(claims, authorized.job, world) > world.max_window_ms:
+    if _window_ms(claims, job, world) > world.max_window_ms:
         return Refused(request, Rejected("window_too_long"))
     # 4 dedupe, the part that needs no table
-    identity = idempotency.identify(claims, trigger, authorized)
+    identity = idempotency.identify(claims, trigger, job, key_scope)
     if isinstance(identity, Rejected):
         return Refused(request, identity)
     home = source.partition if identity is None else idempotency.home_lane(identity.home_by, world.lanes)
-    return Admitted(request, authorized, identity, home)
+    return Admitted(request, standing, authorized, identity, home)
+
+
+def _permit(standing: Standing, asked: str | None, world: World) -> tuple[Job, bytes] | Rejected:
+    """Whether the token may start the job; remembered for the jobs it grants, not for all that strangers ask."""
+    claims = standing.token.claims
+    job = permit(claims, standing.rule, world.jobs, asked)
+    if isinstance(job, Rejected):
+        return job
+    standing.permitted[asked] = permitted = (job, idempotency.scope(claims, job))
+    return permitted
 
 
 def _window_ms(claims: Claims, job: Job, world: World) -> int:
@@ -211,49 +283,45 @@ def settle(
     """Stage 4 in the home lane: the entry of the trigger's identity, if any, decides.
 
     `packed_entry` is what the table holds for `admitted.identity` (batch overlay included); `lane_clock_ms` is
-    the lane's clock, by which a trigger's queue age goes.
+    the lane's clock, by which a trigger's queue age goes. Raises ValueError for an entry that is none.
     """
     source = admitted.request.source
     if lane_clock_ms - source.appended_at_ms > world.queue_age_cap_ms:
         return Refused(admitted.request, Rejected("queue_age_exceeded"))
     run_id = make_run_id(world.run_seed, source)
     if admitted.identity is None:
-        return Accepted(admitted, run_id, None, replaces=False)
-    token = admitted.request.token
-    assert token is not None  # an admitted trigger has a verified token  # noqa: S101
-    claims = token.claims
-    job = admitted.authorized.job
-    entry = Entry(
-        run_id=run_id,
-        fingerprint=idempotency.fingerprint(admitted.authorized),
-        jti_digest=idempotency.jti_digest(claims),
-        partition=source.partition,
-        offset=source.offset,
-        appended_at_ms=source.appended_at_ms,
-        expires_at_ms=idempotency.window_end_ms(claims, job.dedup_window_s, source.appended_at_ms, world.grace_s),
+        return Accepted(admitted, run_id_text(run_id), None)
+    claims, authorized = admitted.standing.token.claims, admitted.authorized
+    packed = idempotency.pack(
+        run_id,
+        idempotency.fingerprint(authorized),
+        admitted.standing.jti_digest,
+        source.partition,
+        source.offset,
+        source.appended_at_ms,
+        idempotency.window_end_ms(claims, authorized.job.dedup_window_s, source.appended_at_ms, world.grace_s),
     )
     if packed_entry is None:
-        return Accepted(admitted, run_id, entry, replaces=True)
-    old = idempotency.unpack(packed_entry)
-    match idempotency.compare(entry, old):
+        return Accepted(admitted, run_id_text(run_id), packed)
+    new, old = idempotency.unpack(packed), idempotency.unpack(packed_entry)
+    match idempotency.compare(new, old):
         case None:
-            return Accepted(admitted, run_id, entry, replaces=entry.appended_at_ms >= old.appended_at_ms)
+            return Accepted(admitted, run_id_text(run_id), packed if new.appended_at_ms >= old.appended_at_ms else None)
         case "duplicate":
-            return Duplicate(admitted, old.run_id)
+            return Duplicate(admitted, run_id_text(old.run_id))
         case "same_source":
             return AlreadyCommitted(admitted)
         case "token_already_used" | "idempotency_key_reused" as code:
-            return Refused(admitted.request, Rejected(code), old.run_id)
+            return Refused(admitted.request, Rejected(code), run_id_text(old.run_id))
 
 
 def make_run_id(seed: bytes, source: Source) -> bytes:
     """A UUID (RFC 9562 version 7): append time first, the rest from the coordinates. Reprocessing gives the same."""
-    coordinates = b"%d-%d" % (source.partition, source.offset)
-    rest = blake2b(seed + coordinates, digest_size=10).digest()
-    number = (source.appended_at_ms & 0xFFFFFFFFFFFF) << 80 | int.from_bytes(rest, "big")
-    # version 7 in bits 76-79, variant 0b10 in bits 62-63
-    number = number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    return number.to_bytes(16, "big")
+    rest = blake2b(seed + source.trigger_id.encode(), digest_size=10).digest()
+    # version 7 in the high half of byte 6, variant 0b10 in the two high bits of byte 8
+    return b"%b%c%c%c%b" % (
+        source.appended_at_ms.to_bytes(6, "big"), rest[0] & 0x0F | 0x70, rest[1], rest[2] & 0x3F | 0x80, rest[3:]
+    )  # fmt: skip
 
 
 def run_id_text(run_id: bytes) -> str:

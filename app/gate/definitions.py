@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from app.gate import limits
+from app.gate.canonical import canonical
 from app.gate.redact import token_shaped
 from app.gate.strict_json import JSONRefused, loads_object
 
@@ -84,6 +85,7 @@ class Job(msgspec.Struct, frozen=True):
     dedup_window_s: int
     timeout_s: int
     idempotency_from_ce_id: bool
+    defaults_bytes: int = 0  # as canonical JSON
 
     def validate(self, params: dict[str, Any]) -> str | None:
         validator = self.validator
@@ -134,7 +136,7 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
     return Job(
         record.name, record.version, record.enabled, record.params_schema, validator, record.defaults,
         frozenset(record.sensitive), record.on_param_conflict, frozenset(record.accepts), record.dedup_window_s,
-        record.timeout_s, record.idempotency_from_ce_id,
+        record.timeout_s, record.idempotency_from_ce_id, len(canonical(record.defaults)),
     )  # fmt: skip
 
 

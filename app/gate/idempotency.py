@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 from murmurhash2 import murmurhash2
 
-from app.gate.policy import Authorized
+from app.gate.policy import Authorized, Job
 from app.gate.reasons import Rejected
 from app.gate.token import Claims
 from app.gate.trigger import Trigger
@@ -19,6 +19,7 @@ ENTRY_VERSION: Final = 1
 # version, run id, fingerprint, jti digest, source partition and offset, append time, end of the window
 _ENTRY: Final = struct.Struct(">B16s16s8sIQQQ")
 ENTRY_BYTES: Final = _ENTRY.size
+_LENGTH: Final = struct.Struct(">I")
 _MURMUR2_SEED: Final = 0x9747B28C  # org.apache.kafka.common.utils.Utils.murmur2
 
 
@@ -40,11 +41,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     appended_at_ms: int
     expires_at_ms: int  # end of the window in which a later trigger is a hit
 
-    def pack(self) -> bytes:
-        return _ENTRY.pack(
-            ENTRY_VERSION, self.run_id, self.fingerprint, self.jti_digest,
-            self.partition, self.offset, self.appended_at_ms, self.expires_at_ms,
-        )  # fmt: skip
+
+def pack(  # noqa: PLR0917 - the members of an Entry, in their order
+    run_id: bytes, fingerprint: bytes, jti: bytes, partition: int, offset: int, appended_at_ms: int, expires_ms: int
+) -> bytes:
+    """An entry as the changelog and the local store hold it."""
+    return _ENTRY.pack(ENTRY_VERSION, run_id, fingerprint, jti, partition, offset, appended_at_ms, expires_ms)
 
 
 def unpack(value: bytes) -> Entry:
@@ -59,22 +61,26 @@ def expires_at_ms(value: bytes) -> int:
     return int.from_bytes(value[-8:], "big")
 
 
-def _digest(*parts: str) -> bytes:
-    """BLAKE2b over length-prefixed parts, so that ("a", "bc") and ("ab", "c") differ. No normalisation."""
-    joined = bytearray()
+def _prefixed(*parts: str) -> bytes:
+    """Parts with their lengths before them, so that ("a", "bc") and ("ab", "c") differ. No normalisation."""
+    joined = b""
     for part in parts:
         raw = part.encode()
-        joined += len(raw).to_bytes(4, "big") + raw
-    return blake2b(joined, digest_size=IDENTITY_BYTES).digest()
+        joined += _LENGTH.pack(len(raw)) + raw
+    return joined
 
 
-def identify(claims: Claims, trigger: Trigger, authorized: Authorized) -> Identity | Rejected | None:
+def scope(claims: Claims, job: Job) -> bytes:
+    """What an idempotency key is unique within: organisation, issuer, subject and job, all of them verified."""
+    return _prefixed("key", claims.org_id, claims.iss, claims.sub, job.name)
+
+
+def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes) -> Identity | Rejected | None:
     """The identity of a trigger; None for a webhook trigger without a key, which is a new run by design.
 
-    No key is ever derived from the body. The scope (organisation, issuer, subject, job) comes from verified claims
-    only, so nobody can take another's key.
+    No key is ever derived from the body. `key_scope` comes from verified claims only, so nobody can take another's
+    key.
     """
-    job = authorized.job
     beside = trigger.idempotency_key
     if beside is None and job.idempotency_from_ce_id:
         beside = trigger.ce_id
@@ -85,18 +91,23 @@ def identify(claims: Claims, trigger: Trigger, authorized: Authorized) -> Identi
         if key is None:
             if beside is not None:
                 return Rejected("idempotency_key_not_in_token")
-            return Identity(_digest("jti", claims.iss, claims.jti), claims.jti)
+            return Identity(_digest(_prefixed("jti", claims.iss, claims.jti)), claims.jti)
     elif key is None:
         if beside is None:
             return None
         key = beside
-    return Identity(_digest("key", claims.org_id, claims.iss, claims.sub, job.name, key), key)
+    raw = key.encode()
+    return Identity(_digest(key_scope + _LENGTH.pack(len(raw)) + raw), key)
+
+
+def _digest(joined: bytes) -> bytes:
+    return blake2b(joined, digest_size=IDENTITY_BYTES).digest()
 
 
 def fingerprint(authorized: Authorized) -> bytes:
     """What makes two requests the same: the job and the params before defaults, not the token (RFC 8785 JSON)."""
     name = authorized.job.name.encode()
-    return blake2b(len(name).to_bytes(4, "big") + name + authorized.requested_canonical, digest_size=16).digest()
+    return blake2b(_LENGTH.pack(len(name)) + name + authorized.requested_canonical, digest_size=16).digest()
 
 
 def jti_digest(claims: Claims) -> bytes:

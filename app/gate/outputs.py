@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
 from app.gate import limits
-from app.gate.decide import Accepted, Admitted, Duplicate, Refused, Request, Source, run_id_text
+from app.gate.decide import Accepted, Admitted, Refused, Request, Source
 
 from app.gate.reasons import Rejected
 from app.gate.redact import redact
@@ -30,12 +31,13 @@ _HEADER_NAME_MAX: Final = 64
 _encode = msgspec.json.Encoder().encode
 
 
-class Out(msgspec.Struct, frozen=True, gc=False):
-    """One record to write: key, value and headers."""
+class Out(msgspec.Struct, frozen=True):
+    """One record to write: key, value and headers. An `event` has its key as one header more, `ce_id`."""
 
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    event: bool = False
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -46,12 +48,51 @@ class Place(msgspec.Struct, frozen=True):
     version: str  # of the software
 
 
+class Stamp:
+    """When and where a transaction's outputs are made, with the headers that many of them share."""
+
+    def __init__(self, place: Place, now_ms: int) -> None:
+        self.place, self.now_ms = place, now_ms
+        now = datetime.fromtimestamp(now_ms / 1000, UTC)
+        self._now_text = now.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+        self._shared: dict[tuple[bytes, str | None], Headers] = {}
+
+    def event_headers(self, event_type: bytes, subject: str | None, traceparent: str | None) -> Headers:
+        """CloudEvents 1.0, Kafka binding, binary mode; `ce_id` is each record's own."""
+        headers = self._shared.get((event_type, subject))
+        if headers is None:
+            headers = (
+                ("ce_specversion", b"1.0"),
+                ("ce_source", self.place.source.encode()),
+                ("ce_type", event_type),
+                ("ce_time", self._now_text),
+                ("content-type", b"application/json"),
+            )
+            if subject is not None:
+                headers += (("ce_subject", subject.encode()),)
+            self._shared[(event_type, subject)] = headers
+        if traceparent is not None:
+            return (*headers, ("traceparent", traceparent.encode()))
+        return headers
+
+
 class TriggerReference(msgspec.Struct, frozen=True, gc=False):
     id: str
     topic: str
     partition: int
     offset: int
     appended_at_ms: int
+
+
+class IssuerAndSubject(msgspec.Struct, frozen=True, gc=False):
+    issuer: str
+    subject: str
+
+
+class TokenReference(msgspec.Struct, frozen=True, gc=False):
+    jti: str
+    kid: str
+    fingerprint: str
 
 
 class JobRecord(msgspec.Struct, frozen=True):
@@ -62,8 +103,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     definition_version: int
     org_id: str
     params: dict[str, Any]
-    identity: dict[str, str]
-    token: dict[str, str]
+    identity: IssuerAndSubject
+    token: TokenReference
     trigger: TriggerReference
     correlation_id: str | None
     accepted_at_ms: int
@@ -175,73 +216,70 @@ _decode_checkpoint = msgspec.json.Decoder(Checkpoint).decode
 # ── what a verdict becomes ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def job(verdict: Accepted, place: Place, now_ms: int, now_text: bytes) -> Out:
+def job(verdict: Accepted, stamp: Stamp) -> Out:
     """The record workers run."""
     admitted = verdict.admitted
     request, definition = admitted.request, admitted.authorized.job
-    token, trigger, source = _token(request), _trigger(request), request.source
+    token, source = admitted.standing.token, request.source
+    trigger = _trigger(request)
     claims = token.claims
-    run_id = run_id_text(verdict.run_id)
     record = JobRecord(
-        run_id, definition.name, definition.version, claims.org_id, admitted.authorized.params,
-        {"issuer": claims.iss, "subject": claims.sub},
-        {"jti": claims.jti, "kid": claims.kid, "fingerprint": token.fingerprint},
+        verdict.run_id, definition.name, definition.version, claims.org_id, admitted.authorized.params,
+        IssuerAndSubject(claims.iss, claims.sub),
+        TokenReference(claims.jti, claims.kid, token.fingerprint),
         TriggerReference(
-            source.trigger_id, place.triggers_topic, source.partition, source.offset, source.appended_at_ms
+            source.trigger_id, stamp.place.triggers_topic, source.partition, source.offset, source.appended_at_ms
         ),
-        trigger.correlation_id, now_ms, definition.timeout_s,
+        trigger.correlation_id, stamp.now_ms, definition.timeout_s,
     )  # fmt: skip
-    key = run_id.encode()
-    return Out(key, _encode(record), _cloudevent(key, b"tollgate.job.v1", definition.name, place, now_text, trigger))
+    headers = stamp.event_headers(b"tollgate.job.v1", definition.name, trigger.traceparent)
+    return Out(verdict.run_id.encode(), _encode(record), headers, event=True)
 
 
 def receipt(
-    request: Request, place: Place, now_ms: int, now_text: bytes, *,
-    outcome: str, job_name: str | None, run_id: bytes | None = None, rejected: Rejected | None = None,
+    request: Request, stamp: Stamp, *, outcome: str, job_name: str | None, run_id: str | None = None,
+    rejected: Rejected | None = None,
 ) -> Out:  # fmt: skip
     """The emitter's answer."""
     token, trigger = request.token, request.trigger
     trigger_id = request.source.trigger_id
-    kind = InsecureReceipt if token is not None and token.insecure else Receipt
-    record = kind(
-        trigger_id,
-        trigger.correlation_id if trigger is not None else None,
-        emitter(token.claims) if token is not None else None,
-        outcome,
-        run_id_text(run_id) if run_id is not None else None,
-        job_name,
-        rejected.code if rejected is not None else None,
-        rejected.detail if rejected is not None and token is not None else None,
-        now_ms,
-    )
-    key = trigger_id.encode()
-    return Out(key, _encode(record), _cloudevent(key, b"tollgate.receipt.v1", job_name, place, now_text, trigger))
+    code = detail = None
+    if rejected is not None:
+        code = rejected.code
+        detail = rejected.detail if token is not None else None
+    record = (InsecureReceipt if token is not None and token.insecure else Receipt)(
+        trigger_id, trigger.correlation_id if trigger is not None else None, request.emitter, outcome, run_id, job_name,
+        code, detail, stamp.now_ms,
+    )  # fmt: skip
+    traceparent = trigger.traceparent if trigger is not None else None
+    headers = stamp.event_headers(b"tollgate.receipt.v1", job_name, traceparent)
+    return Out(trigger_id.encode(), _encode(record), headers, event=True)
 
 
 def presentation(
-    request: Request, *, outcome: str, job_name: str | None, run_id: bytes | None = None,
+    request: Request, *, outcome: str, job_name: str | None, run_id: str | None = None,
     rejected: Rejected | None = None,
 ) -> Presentation:  # fmt: skip
     """The audit's line for this presentation of a token."""
     token = request.token
-    claims = token.claims if token is not None else None
+    stage = code = None
+    if rejected is not None:
+        stage, code = rejected.reason.stage.value, rejected.code
+    if token is None:
+        return Presentation(
+            request.source.trigger_id, None, None, None, _fingerprint(request), job_name, outcome, stage, code, run_id,
+            within_grace=False,
+        )  # fmt: skip
+    claims = token.claims
     return Presentation(
-        request.source.trigger_id,
-        claims.iss if claims is not None else None,
-        claims.sub if claims is not None else None,
-        claims.jti if claims is not None else None,
-        _fingerprint(request),
-        job_name,
-        outcome,
-        rejected.reason.stage.value if rejected is not None else None,
-        rejected.code if rejected is not None else None,
-        run_id_text(run_id) if run_id is not None else None,
-        request.within_grace,
-    )
+        request.source.trigger_id, claims.iss, claims.sub, claims.jti, token.fingerprint, job_name, outcome, stage, code,
+        run_id, request.within_grace,
+    )  # fmt: skip
 
 
-def dead_letter(refused: Refused, original: Redacted, sealed: str | None, place: Place, now_ms: int) -> Out:
+def dead_letter(refused: Refused, original: Redacted, sealed: str | None, stamp: Stamp) -> Out:
     """The rejected trigger as it came, less every token, with the audit reason in headers."""
+    place = stamp.place
     source, rejected = refused.request.source, refused.rejected
     reason = rejected.reason
     detail = _printable(rejected.detail or reason.meaning)
@@ -255,7 +293,7 @@ def dead_letter(refused: Refused, original: Redacted, sealed: str | None, place:
         ("tollgate-partition", b"%d" % source.partition),
         ("tollgate-offset", b"%d" % source.offset),
         ("tollgate-timestamp", b"%d" % source.appended_at_ms),
-        ("tollgate-decided-at", b"%d" % now_ms),
+        ("tollgate-decided-at", b"%d" % stamp.now_ms),
         ("tollgate-replay-count", b"0"),
         ("tollgate-version", place.version.encode()),
         # The family Kafka Streams writes (KIP-1034), which existing viewers show.
@@ -271,7 +309,7 @@ def dead_letter(refused: Refused, original: Redacted, sealed: str | None, place:
     if sealed is not None:
         added.append(("tollgate-sealed", sealed.encode()))
     if refused.first_run_id is not None:
-        added.append(("tollgate-first-run-id", run_id_text(refused.first_run_id).encode()))
+        added.append(("tollgate-first-run-id", refused.first_run_id.encode()))
     if value is not None and len(value) > DEAD_LETTER_VALUE_MAX_BYTES:
         added.append(("tollgate-value-sha256", sha256(value).hexdigest().encode()))
         added.append(("tollgate-value-bytes", b"%d" % len(value)))
@@ -302,7 +340,7 @@ def read_handoff(value: bytes) -> tuple[Handoff, Source, Trigger, VerifiedToken]
     """A handoff as `readmit` wants it. Raises msgspec.DecodeError for what no gate has written."""
     record = _decode_handoff(value)
     origin = record.trigger
-    source = Source(origin.partition, origin.offset, origin.appended_at_ms)
+    source = Source(origin.partition, origin.offset, origin.appended_at_ms, origin.id)
     trigger = Trigger(
         record.job, record.params, "", origin.idempotency_key, origin.correlation_id, origin.params_sha256,
         record.traceparent, origin.ce_id,
@@ -368,31 +406,6 @@ def _kept(name: str) -> bool:
 
 
 # ── leaves ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def emitter(claims: Claims) -> str:
-    """A handle for who emitted, the same for one identity, that names nobody: SHA-256 of issuer and subject."""
-    issuer = claims.iss.encode()
-    return sha256(len(issuer).to_bytes(4, "big") + issuer + claims.sub.encode()).hexdigest()[:32]
-
-
-def _cloudevent(
-    event_id: bytes, event_type: bytes, subject: str | None, place: Place, now_text: bytes, trigger: Trigger | None
-) -> Headers:
-    """CloudEvents 1.0, Kafka binding, binary mode."""
-    headers = (
-        ("ce_specversion", b"1.0"),
-        ("ce_id", event_id),
-        ("ce_source", place.source.encode()),
-        ("ce_type", event_type),
-        ("ce_time", now_text),
-        ("content-type", b"application/json"),
-    )
-    if subject is not None:
-        headers += (("ce_subject", subject.encode()),)
-    if trigger is not None and trigger.traceparent is not None:
-        headers += (("traceparent", trigger.traceparent.encode()),)
-    return headers
 
 
 def _fingerprint(request: Request) -> str | None:

@@ -23,9 +23,25 @@ from app.gate.revocation import Revocation, Revocations, Selector, revocation_ke
 from app.gate.token import Claims, Grant
 
 __all__ = [
-    "TRIGGER_ACTION", "Authorized", "Job", "Revocation", "Revocations", "Selector", "TrustRule", "authorize",
-    "check_token", "job_from_record", "job_key", "revocation_key", "revocation_record", "trust_from_record",
-    "trust_key", "within_grace",
+    "TRIGGER_ACTION",
+    "Authorized",
+    "Job",
+    "Revocation",
+    "Revocations",
+    "Selector",
+    "TrustRule",
+    "authorize",
+    "check_token",
+    "in_time",
+    "job_from_record",
+    "job_key",
+    "merge_params",
+    "permit",
+    "revocation_key",
+    "revocation_record",
+    "trust_from_record",
+    "trust_key",
+    "within_grace",
 ]  # fmt: skip
 
 TRIGGER_ACTION: Final = "106-Trigger"
@@ -66,6 +82,11 @@ def check_token(
     return None
 
 
+def in_time(claims: Claims) -> tuple[int, int]:
+    """First and last millisecond of the token's own time, before any grace."""
+    return max(claims.nbf, claims.iat) * 1000, claims.exp * 1000
+
+
 def within_grace(claims: Claims, appended_at_ms: int, grace_s: int) -> bool:
     """Whether the token was in its time only thanks to the grace for clock skew."""
     early = max(claims.nbf, claims.iat) * 1000 - appended_at_ms
@@ -82,11 +103,17 @@ def authorize(  # noqa: PLR0917 - everything it may know, in the order it is jud
     params_sha256: str | None,
 ) -> Authorized | Rejected:
     """Stage 3: may this token start this job with these parameters, and which are they?"""
-    grant = claims.grant
-    granted = grant.jobs
-    if TRIGGER_ACTION not in grant.actions:
+    definition = permit(claims, rule, jobs, job)
+    if isinstance(definition, Rejected):
+        return definition
+    return merge_params(claims.grant, definition, payload, params_sha256)
+
+
+def permit(claims: Claims, rule: TrustRule, jobs: Mapping[str, Job], job: str | None) -> Job | Rejected:
+    """The job: granted by name, within the issuer's rule, then known. The same for every trigger of a token."""
+    granted = claims.grant.jobs
+    if TRIGGER_ACTION not in claims.grant.actions:
         return Rejected("permission_missing")
-    # The job: granted by name, within the issuer's rule, then known.
     if not granted:
         return Rejected("scope_too_broad", "the grant names no job")
     for name in granted:
@@ -109,7 +136,13 @@ def authorize(  # noqa: PLR0917 - everything it may know, in the order it is jud
         return Rejected("job_disabled", _shown(job))
     if ACCEPTS_NAME[claims.uses] not in definition.accepts:
         return Rejected("token_class_too_weak", f"{_shown(job)} accepts {', '.join(sorted(definition.accepts))}")
-    # The parameters: token's over payload's over defaults, member by member at the top level.
+    return definition
+
+
+def merge_params(
+    grant: Grant, definition: Job, payload: dict[str, Any], params_sha256: str | None
+) -> Authorized | Rejected:
+    """The parameters: token's over payload's over defaults, member by member at the top level."""
     requested = payload
     if grant.params:
         merged = _fix_params(grant.params, payload, definition)
@@ -127,7 +160,10 @@ def authorize(  # noqa: PLR0917 - everything it may know, in the order it is jud
         complaint = definition.validate(params)
         if complaint is not None:
             return Rejected("payload_invalid", complaint)
-    size = len(requested_canonical if params is requested else canonical(params))
+    # Defaults are ops' own: measured only where they could matter.
+    size = len(requested_canonical)
+    if params is not requested and size + definition.defaults_bytes > limits.PARAMS_MAX_BYTES:
+        size = len(canonical(params))
     if size > limits.PARAMS_MAX_BYTES:
         return Rejected("payload_too_large", f"{size} bytes; at most {limits.PARAMS_MAX_BYTES}")
     return Authorized(definition, params, requested, requested_canonical)

@@ -26,27 +26,28 @@ _ASCII: Final = r"[A-Za-f][A-HQ-Xg-nw-z0-3][ABEFIJMNQRUVYZcdghklopstwx014589]" +
 _HEADER: Final = rf"(?:e(?:y[ABIJ]|w[klop01]){_B}|IHsi|C[nX]si|DXsi)(?:{_ASCII}){{2}}"
 
 # What a token is when nothing was done to it: any compact JWS or JWE (RFC 7515 and 7516, section 7.1) or a handle.
-_SHAPE: Final = re.compile(rf"{_HEADER}{_B}*+\.{_B}*+\.{_B}*+|(?<![A-Za-z0-9])ref:{_B}{{{_PIECE_MIN_BYTES},}}+")
+# (Lookbehinds stand after the letters they look behind: the search for those is then a scan for a byte.)
+_LONG: Final = rf"{_B}{{{_PIECE_MIN_BYTES},}}+"
+_COMPACT_TEXT: Final = re.compile(rf"{_HEADER}{_B}*+\.{_B}*+\.{_B}*+")
+_HANDLE_TEXT: Final = re.compile(rf"ref:(?<![A-Za-z0-9]ref:){_LONG}")
+_HANDLE: Final = re.compile(_HANDLE_TEXT.pattern.encode())
 
 # What may follow in a token that something was done to: a piece after a dot with at most two odd bytes before it; or,
 # after one odd byte, a line break or one character beyond ASCII, a piece long enough to matter.
-_LONG: Final = rf"{_B}{{{_PIECE_MIN_BYTES},}}+"
 _MORE: Final = (
     rf"(?:(?={_X}{{0,2}}\.){_X}{{1,4}}+{_B}*+"
     rf"|(?:[=\s]{{1,8}}+|[\x80-\xff]{{1,4}}+|{_X})(?:{_LONG}|{_B}++{_X}{{0,2}}\.{_X}?{_LONG}))*+"
 )
 # An untouched token of ours ends after its 64-byte signature; anything else takes along what follows closely.
-_HEADED: Final = re.compile(
-    rf"{_HEADER}(?:{_B}*+\.{_B}++\.{_B}{{86}}(?![A-Za-z0-9_.-])|{_B}*+{_MORE})"
-    rf"|ZXl[KB]{_LONG}"  # base64 of base64: a Basic authorization or an encoded record
-    rf"|(?<![A-Za-z0-9])ref:{_LONG}".encode()
-)
+_HEADED: Final = re.compile(rf"{_HEADER}(?:{_B}*+\.{_B}++\.{_B}{{86}}(?![A-Za-z0-9_.-])|{_B}*+{_MORE})".encode())
+# base64 of base64: an encoded record, or the whole of a Basic authorization.
+_TWICE: Final = re.compile(rf"ZXl[KB]{_LONG}".encode())
 # Without a header to tell it by: long pieces around two dots.
 _UNHEADED: Final = re.compile(rf"\.(?<={_B}{{{_PIECE_MIN_BYTES}}}\.){_B}*+\.{_LONG}{_MORE}".encode())
 
 # Escapes of JSON, of programs' literals and of addresses (also escaped twice), and the zeros of UTF-16.
 _ESCAPE: Final = re.compile(
-    rb"\x00+|\\+(?:u00([0-9A-Fa-f]{2})|x([0-9A-Fa-f]{2})|(u[0-9A-Fa-f]{4})|([nrtbf/\"]))|%(?:25)*+([0-9A-Fa-f]{2})"
+    rb"\x00+|\\(?<!\\\\)\\*+(?:u00([0-9A-Fa-f]{2})|x([0-9A-Fa-f]{2})|(u[0-9A-Fa-f]{4})|([nrtbf/\"]))|%(?:25)*+([0-9A-Fa-f]{2})"
 )
 
 
@@ -54,7 +55,7 @@ def token_shaped(text: str) -> bool:
     """Whether `text` holds something that is, by its shape, a token."""
     if "." not in text and "ref:" not in text:
         return False
-    return _SHAPE.search(text) is not None
+    return _COMPACT_TEXT.search(text) is not None or _HANDLE_TEXT.search(text) is not None
 
 
 def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
@@ -97,10 +98,8 @@ def _presented(seen: bytes, token: bytes | None) -> list[Span]:
 
 def _shaped(seen: bytes) -> list[Span]:
     """Where something shaped like a token stands. A header without a dot near it is somebody's base64 of JSON."""
-    spans = [
-        found.span() for found in _HEADED.finditer(seen)
-        if b"." in found[0] or found[0].startswith((b"ref:", b"ZXl"))
-    ]
+    spans = [found.span() for found in _HEADED.finditer(seen) if b"." in found[0]]
+    spans += [found.span() for shape in (_TWICE, _HANDLE) for found in shape.finditer(seen)]
     at = 0
     for found in _UNHEADED.finditer(seen):
         before = seen[max(at, found.start() - _LOOK_BACK_BYTES) : found.start()]

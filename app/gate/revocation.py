@@ -110,7 +110,8 @@ class Revocations:
     def outlived(self, now_s: int) -> list[bytes]:
         """Keys of records that may be cleaned away: every token they refuse has expired."""
         return [
-            known for known, entry in self._entries.items()
+            known
+            for known, entry in self._entries.items()
             if entry.keep_until_s != KEEP_FOR_EVER and entry.keep_until_s < now_s
         ]
 

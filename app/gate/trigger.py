@@ -48,7 +48,6 @@ MEMBERS: Final = frozenset({"job", "params", "idempotency_key", "correlation_id"
 _EVENT_DATA: Final = frozenset({"data", "data_base64"})
 
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # controls and bidi
-_BEARER: Final = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+)")  # RFC 9110 section 11.1: schemes in any case
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")  # version 00 alone
 _JSON_TYPE: Final = re.compile(r"(application|text)/([a-z0-9.+-]+\+)?json *(;.*)?", re.IGNORECASE)
@@ -120,10 +119,10 @@ def _read_headers(record: Record) -> dict[str, str]:
     repeated: list[str] = []
     size = 0
     for name, raw in record.headers:
-        size += len(name) if name.isascii() else len(name.encode("utf-8", "surrogatepass"))
-        if raw is not None:
-            size += len(raw)
+        size += len(name) + (len(raw) if raw else 0)
         if name not in _READ:
+            if not name.isascii():
+                size += len(name.encode("utf-8", "surrogatepass")) - len(name)
             name = name.lower()  # noqa: PLW2901
             if name not in _READ:
                 continue
@@ -139,8 +138,8 @@ def _read_headers(record: Record) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, raw in found.items():
         try:
-            headers[name] = raw.decode()  # type: ignore[union-attr]
-        except (UnicodeDecodeError, AttributeError):
+            headers[name] = str(raw, "utf-8")  # type: ignore[arg-type]
+        except (UnicodeDecodeError, TypeError):
             if name in DECIDING_HEADERS:
                 raise _Refused("headers_malformed", f"{name} is not UTF-8 text") from None
     for name in repeated:
@@ -196,10 +195,10 @@ def _read(headers: dict[str, str], value: dict[str, Any]) -> Trigger | Rejected:
     if AUTHORIZATION in headers:
         if "token" in envelope:
             return Rejected("token_ambiguous")
-        bearer = _BEARER.fullmatch(headers[AUTHORIZATION])
-        if bearer is None:
+        scheme, _, rest = headers[AUTHORIZATION].partition(" ")
+        token = rest.lstrip(" ")
+        if not token or " " in token or scheme.lower() != "bearer":  # RFC 9110 section 11.1: schemes in any case
             return Rejected("authorization_malformed")
-        token = bearer[1]
     elif not token:
         return Rejected("token_missing")
     if params and holds_token(params):
@@ -215,9 +214,7 @@ _NO_ENVELOPE: Final[dict[str, Any]] = {}
 _NOT_ECHOABLE: Final = " is empty or too long, or holds a control character or a token"
 
 
-def _form(
-    headers: dict[str, str], value: dict[str, Any]
-) -> tuple[str | None, str | None, dict[str, Any] | None, Any]:
+def _form(headers: dict[str, str], value: dict[str, Any]) -> tuple[str | None, str | None, dict[str, Any] | None, Any]:
     """Which form it is: the job header, the subject, the structured event if it is one, and the data."""
     job_header, subject = headers.get(JOB), headers.get("ce_subject")
     says_structured = headers.get(CONTENT_TYPE, "").lower().startswith(_CLOUDEVENTS)
@@ -314,15 +311,7 @@ def holds_token(value: Any) -> bool:
         return token_shaped(value)
     if kind is dict:
         for name, member in value.items():
-            if token_shaped(name):
+            if token_shaped(name) or (token_shaped(member) if type(member) is str else holds_token(member)):
                 return True
-            if type(member) not in _NO_TEXT and holds_token(member):
-                return True
-    elif kind is list:
-        for item in value:
-            if type(item) not in _NO_TEXT and holds_token(item):
-                return True
-    return False
-
-
-_NO_TEXT: Final = frozenset({int, float, bool, type(None)})
+        return False
+    return kind is list and any(map(holds_token, value))

@@ -1,0 +1,1 @@
+"""Issuing: signing keys and their rotation, the public JWK Set, and trigger tokens. Private keys never leave it."""

@@ -144,7 +144,7 @@ def _record(settings: Settings, cluster: Cluster) -> DeploymentRecord | None:
 
 def _checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, Checkpoint]:
     try:
-        return read_checkpoints(settings, lanes)
+        return {lane: found.checkpoint for lane, found in read_checkpoints(settings, lanes).items()}
     except ValueError as error:
         raise TopicsError(str(error)) from None
 

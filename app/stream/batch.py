@@ -50,7 +50,8 @@ def _varint(number: int) -> bytes:
 
 _SMALL: Final = tuple(_varint(n) for n in range(1 << 13))
 _SMALL_MAX: Final = len(_SMALL)
-_NULL: Final = b"\x01"  # zigzag -1
+_NO_BYTES: Final = (b"\x01",)  # a length of -1, zigzag
+HEADER_NAMES_MAX: Final = 1_000
 _header_names: dict[str, bytes] = {}
 
 
@@ -63,25 +64,24 @@ def encode(
 ) -> bytes:
     """One transactional batch of all records, in order. Record count ≥ 1."""
     parts: list[bytes] = []
-    append = parts.append
-    join = b"".join
-    for delta, (key, value, headers) in enumerate(map(_fields, records)):
-        body = [b"\x00\x00", _length(delta)]
-        if key is None:
-            body.append(_NULL)
-        else:
-            body += (_length(len(key)), key)
-        if value is None:
-            body.append(_NULL)
-        else:
-            body += (_length(len(value)), value)
-        body.append(_length(len(headers)))
-        for name, content in headers:
-            encoded = _header_names.get(name)
-            body += (encoded or _header_name(name), _length(len(content)), content)
-        record = join(body)
-        append(_length(len(record)))
-        append(record)
+    append, join, length = parts.append, b"".join, _length
+    # Many records share one tuple of headers: by its identity, which holds while the records do.
+    encoded: dict[tuple[int, bool], bytes] = {}
+    for delta, record in enumerate(records):
+        key, value, headers = record.key, record.value, record.headers
+        event = record.event
+        tail = encoded.get((id(headers), event))
+        if tail is None:
+            tail = encoded[(id(headers), event)] = _headers(headers, event)
+        raw = join((
+            b"\x00\x00", length(delta),
+            *(_NO_BYTES if key is None else (length(len(key)), key)),
+            *(_NO_BYTES if value is None else (length(len(value)), value)),
+            tail,
+            *((_CE_ID, length(len(key)), key) if event and key is not None else ()),
+        ))  # fmt: skip
+        append(length(len(raw)))
+        append(raw)
     payload: Any = join(parts)
     if codec == CODECS["lz4"]:
         payload = bytes(cramjam.lz4.compress(payload))
@@ -97,16 +97,23 @@ def encode(
     return _BEFORE_CRC.pack(0, length, -1, 2) + calc_crc32c(checked).to_bytes(4, "big") + checked
 
 
-def _fields(record: Out) -> tuple[bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]:
-    return record.key, record.value, record.headers
+def _headers(headers: tuple[tuple[str, bytes], ...], event: bool) -> bytes:
+    """The count and all headers; an event's `ce_id`, counted here, follows them."""
+    out = [_length(len(headers) + event)]
+    for name, content in headers:
+        out += (_header_names.get(name) or _header_name(name), _length(len(content)), content)
+    return b"".join(out)
 
 
 def _header_name(name: str) -> bytes:
     raw = name.encode()
     encoded = _length(len(raw)) + raw
-    if len(_header_names) < 1_000:  # strangers' names pass through dead letters
+    if len(_header_names) < HEADER_NAMES_MAX:  # strangers' names pass through dead letters
         _header_names[name] = encoded
     return encoded
+
+
+_CE_ID: Final = _length(len(b"ce_id")) + b"ce_id"
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────

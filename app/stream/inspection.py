@@ -55,8 +55,16 @@ class Cluster(NamedTuple):
     topics: dict[Topic, FoundTopic]
 
 
+class FoundCheckpoint(NamedTuple):
+    """A lane's newest checkpoint and when the broker appended it."""
+
+    checkpoint: outputs.Checkpoint
+    appended_at_ms: int
+
+
 class _Message(NamedTuple):
     partition: int
+    timestamp_ms: int
     key: bytes | None
     value: bytes | None
 
@@ -137,9 +145,9 @@ def read_deployment(settings: Settings) -> DeploymentRecord | None:
     return record
 
 
-def read_checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, outputs.Checkpoint]:
+def read_checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, FoundCheckpoint]:
     """The newest committed checkpoint of each of these lanes that has one. Raises ValueError for one not ours."""
-    found: dict[int, outputs.Checkpoint] = {}
+    found: dict[int, FoundCheckpoint] = {}
     for message in _read_whole(settings.kafka, Topic.CHECKPOINTS.named(settings.kafka.prefix), lanes):
         if message.key != str(message.partition).encode():
             continue
@@ -147,7 +155,7 @@ def read_checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, outp
             found.pop(message.partition, None)
             continue
         try:
-            found[message.partition] = outputs.read_checkpoint(message.value)
+            found[message.partition] = FoundCheckpoint(outputs.read_checkpoint(message.value), message.timestamp_ms)
         except msgspec.DecodeError as error:
             raise ValueError(f"the checkpoint of lane {message.partition} cannot be read: {error}") from None
     return found
@@ -180,7 +188,7 @@ def _read_whole(kafka: Kafka, topic: str, partitions: Iterable[int]) -> Iterator
                 continue
             error = message.error()
             if error is None:
-                yield _Message(message.partition(), message.key(), message.value())
+                yield _Message(message.partition(), message.timestamp()[1], message.key(), message.value())
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - librdkafka's public name
                 waiting.discard(message.partition())
             elif error.fatal() or not error.retriable():

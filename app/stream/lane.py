@@ -345,7 +345,7 @@ class Lane:
             return Judged(record, Foreign())
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
             return Judged(record, Behind())
-        result = decide.readmit(source, trigger, token, world)
+        result = decide.readmit(source, trigger, token, world, self._tables.memo)
         return Judged(record, result, Handed(handoff, source, trigger, token))
 
     async def _wait_for(self, what: object) -> None:

@@ -140,10 +140,9 @@ class Tables:
         return None
 
     def _rebuild(self) -> None:
-        """Replace the world whole; a change of keys also forgets which tokens had been verified."""
-        if self._ring_version != self._keys.version:
-            self._ring_version = self._keys.version
-            self.memo.clear()
+        """Replace the world whole, and forget what tokens were worth in the one before."""
+        self._ring_version = self._keys.version
+        self.memo.clear()
         self._world = msgspec.structs.replace(
             self._world,
             ring=self._keys.ring,

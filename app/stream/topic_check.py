@@ -12,6 +12,7 @@ from app.stream.topics import LAYOUT, Topic
 
 OUTPUT_FACTOR: Final = 4  # what a trigger becomes (base64, envelope, audit) must always fit
 UNLIMITED: Final = -1
+TOMBSTONES_KEPT_MS: Final = 86_400_000  # lanes wipe a local store that is older
 
 REBUILD: Final = (
     "restore the original topic from a backup, or rebuild: stop the gates, delete every topic of the prefix, "
@@ -194,6 +195,15 @@ def _memory(found: FoundTopic, limits_: Limits) -> Iterator[Finding]:
             f"at least {needed} (longest standard window, 24 h + grace, + queue-age cap + segment.ms {segment})",
             "a key forgotten too early lets the same request start a second job",
             mend(limits_, found.name, "retention.ms", str(needed)),
+        )
+    if int(found.settings["delete.retention.ms"]) < TOMBSTONES_KEPT_MS:
+        yield Finding(
+            found.name,
+            "delete.retention.ms",
+            found.settings["delete.retention.ms"],
+            f"at least {TOMBSTONES_KEPT_MS}",
+            "a local store that was away for that long would keep entries that were taken back",
+            mend(limits_, found.name, "delete.retention.ms", str(TOMBSTONES_KEPT_MS)),
         )
     if int(found.settings["retention.bytes"]) != UNLIMITED:
         yield Finding(

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 from app.gate import decide, outputs
 from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Refused, Request, Source, World
-from app.gate.outputs import AuditRecord, Checkpoint, Out, Place, Presentation, Redacted, Seal
+from app.gate.outputs import AuditRecord, Checkpoint, Out, Place, Presentation, Redacted, Seal, Stamp
 from app.gate.reasons import Rejected
 from app.gate.trigger import Record
 from app.stream.log import Partition
@@ -22,6 +21,7 @@ from app.stream.store import Store
 from app.stream.topics import Topic
 
 TURN_BYTES: Final = 2 << 20  # a turn closes when what it writes reaches this; every output topic takes four times it
+RECORD_OVERHEAD_BYTES: Final = 300  # key and headers, about
 
 
 class LaneBroken(Exception):  # noqa: N818
@@ -61,17 +61,16 @@ class Turn:
         now_ms: int, lane_clock_ms: int,
     ) -> None:  # fmt: skip
         self.lane, self.world = lane, world
-        self._topics, self._place, self._seal, self._store = topics, place, seal, store
-        self.now_ms, self._lane_clock_ms = now_ms, lane_clock_ms
-        now = datetime.fromtimestamp(now_ms / 1000, UTC)
-        self._now_text = now.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+        self._topics, self._seal, self._store = topics, seal, store
+        self._stamp, self._lane_clock_ms = Stamp(place, now_ms), lane_clock_ms
+        self.now_ms = now_ms
         self.overlay: dict[bytes, bytes] = {}
         self.parts: dict[Partition, list[Out]] = {}
         self.presentations: list[Presentation] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.triggers_in = self.handoffs_in = self.handoffs_out = self.foreign = 0
         self._jobs = self._accepted = 0
-        self._new_runs: set[bytes] = set()
+        self._new_runs: set[str] = set()
         self._bytes = 0
         self.last_offsets: dict[Topic, int] = {}
         self.appended_at_ms: list[int] = []
@@ -151,11 +150,11 @@ class Turn:
         admitted = verdict.admitted
         self._accepted += 1
         self._new_runs.add(verdict.run_id)
-        self._write(Topic.JOBS, outputs.job(verdict, self._place, self.now_ms, self._now_text))
+        self._write(Topic.JOBS, outputs.job(verdict, self._stamp))
         self._jobs += 1
-        if verdict.entry is not None and verdict.replaces and admitted.identity is not None:
-            self.overlay[admitted.identity.digest] = packed = verdict.entry.pack()
-            self._write(Topic.IDEMPOTENCY, Out(admitted.identity.digest, packed))
+        if verdict.entry is not None and admitted.identity is not None:
+            self.overlay[admitted.identity.digest] = verdict.entry
+            self._write(Topic.IDEMPOTENCY, Out(admitted.identity.digest, verdict.entry))
         self._answer(
             admitted.request, outcome="accepted", job_name=admitted.authorized.job.name, run_id=verdict.run_id
         )
@@ -163,9 +162,7 @@ class Turn:
     def _refuse(self, item: Judged, refused: Refused) -> None:
         request = refused.request
         original, sealed = self._original(item)
-        self._write(
-            Topic.DEAD_LETTERS, outputs.dead_letter(refused, original, sealed, self._place, self.now_ms)
-        )
+        self._write(Topic.DEAD_LETTERS, outputs.dead_letter(refused, original, sealed, self._stamp))
         # Whoever has not shown a good token learns only what it sent itself.
         known = request.trigger is not None and request.token is not None
         self._answer(
@@ -180,14 +177,13 @@ class Turn:
         self.handoffs_out += 1
 
     def _answer(
-        self, request: Request, *, outcome: str, job_name: str | None, run_id: bytes | None = None,
+        self, request: Request, *, outcome: str, job_name: str | None, run_id: str | None = None,
         rejected: Rejected | None = None,
     ) -> None:  # fmt: skip
         """The one receipt and the one audit entry of a trigger, both from the lane that decides it."""
         receipt = outputs.receipt(
-            request, self._place, self.now_ms, self._now_text,
-            outcome=outcome, job_name=job_name, run_id=run_id, rejected=rejected,
-        )  # fmt: skip
+            request, self._stamp, outcome=outcome, job_name=job_name, run_id=run_id, rejected=rejected
+        )
         self._write(Topic.RECEIPTS, receipt)
         self.presentations.append(
             outputs.presentation(request, outcome=outcome, job_name=job_name, run_id=run_id, rejected=rejected)
@@ -203,8 +199,11 @@ class Turn:
 
     def _write(self, topic: Topic, out: Out, partition: int | None = None) -> None:
         where = (self._topics[topic], self.lane if partition is None else partition)
-        self.parts.setdefault(where, []).append(out)
-        self._bytes += len(out.value or b"") + sum(len(content) for _, content in out.headers)
+        part = self.parts.get(where)
+        if part is None:
+            part = self.parts[where] = []
+        part.append(out)
+        self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
 
     def finish(self, checkpoint: Checkpoint) -> tuple[dict[Partition, list[Out]], Checkpoint]:
         """All records of the transaction with the checkpoint that describes it, after the last assertions."""

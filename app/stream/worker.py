@@ -235,4 +235,8 @@ def run_worker(settings: Settings, index: int = 0) -> None:
     checked = administration.check(settings)
     if checked.deployment is None or checked.fatal:
         raise administration.TopicsError("; ".join(finding.sentence() for finding in checked.fatal))
-    asyncio.run(Worker(settings, checked.deployment, index).run())
+    asyncio.run(_run(settings, checked.deployment, index))
+
+
+async def _run(settings: Settings, found: administration.Deployment, index: int) -> None:
+    await Worker(settings, found, index).run()  # aiokafka's client wants to be made within the loop

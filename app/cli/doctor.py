@@ -1,0 +1,289 @@
+"""`tollgate doctor`: looks at broker, topics, transactions, keys, clock and gates; changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from app.cli import common
+from app.cli.common import Bootstrap, Output, Prefix
+from app.cli.when import span, utc
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+    from app.config import Settings
+    from app.stream.inspection import FoundCheckpoint
+
+app = common.new_app()
+
+COLUMNS: Final = ("verdict", "what", "found", "mend")
+HELD_BACK_S: Final = 2.0  # an honest transaction is shorter
+OK, WARN, BAD = "ok", "warn", "bad"
+
+
+class Row(NamedTuple):
+    """One thing looked at."""
+
+    verdict: str
+    what: str
+    found: str
+    mend: str | None = None
+
+
+class Place(NamedTuple):
+    """What the checks share."""
+
+    settings: Settings
+    admin: AdminClient
+
+    def named(self, topic: str) -> str:
+        return self.settings.kafka.prefix + topic
+
+
+@app.command()
+def doctor(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = None) -> None:
+    """Say what is wrong and how to mend it; exits 1 when something is.
+
+    Looks at the broker, the topics, open transactions, registry and keys,
+    clocks, gates and what waits for them. Changes nothing.
+
+    Example: tollgate doctor -o json
+    """
+    settings = common.settings_of(bootstrap, prefix)
+    rows = list(_examine(settings))
+    common.print_rows([row._asdict() for row in rows], COLUMNS, output)
+    bad = sum(row.verdict == BAD for row in rows)
+    if bad:
+        common.fail(f"{bad} of {len(rows)} are bad")
+
+
+def _examine(settings: Settings) -> Iterator[Row]:
+    """Later checks rest on earlier ones: without a broker or topics there is nothing more to ask."""
+    from app.stream.inspection import connect
+
+    try:
+        admin = connect(settings.kafka)
+    except Exception as error:
+        yield Row(BAD, "broker", _told(error), "start one with `tollgate broker`, or name yours with --bootstrap")
+        return
+    place = Place(settings, admin)
+    yield from _guarded("broker", lambda: _broker(place))
+    topics = list(_guarded("topics", lambda: _topics(settings)))
+    yield from topics
+    if any(row.verdict == BAD for row in topics):
+        return
+    yield from _guarded("transactions", lambda: _transactions(place))
+    yield from _guarded("keys", lambda: common.run(_registry_and_keys(settings)))
+    yield from _guarded("gates", lambda: _gates(place))
+    yield from _settings(settings)
+
+
+def _guarded(what: str, look: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """A check that cannot be made is a finding, not the end of the others."""
+    try:
+        yield from look()
+    except Exception as error:
+        yield Row(BAD, what, _told(error))
+
+
+def _told(error: Exception) -> str:
+    told = common.sentence_of(error)
+    return told[0] if told is not None else f"{type(error).__name__}: {error}"
+
+
+def _broker(place: Place) -> Iterator[Row]:
+    timeout_s = place.settings.kafka.request_timeout_ms / 1_000
+    about = place.admin.describe_cluster(request_timeout=timeout_s).result(timeout_s + 1)
+    listed = ", ".join(f"{node.host}:{node.port}" for node in about.nodes)
+    yield Row(OK, "broker", f"cluster {about.cluster_id}, {len(about.nodes)} broker(s): {listed}")
+
+
+def _topics(settings: Settings) -> Iterator[Row]:
+    from app.stream import administration
+
+    checked = administration.check(settings)
+    for finding in checked.findings:
+        found = f"{finding.setting} is {finding.found}, needed {finding.needed}: {finding.why}"
+        yield Row(BAD if finding.fatal else WARN, f"topic {finding.topic}", found, finding.mend)
+    if checked.deployment is not None:
+        yield Row(OK, "topics", f"{checked.deployment.lanes} lanes, deployment {checked.deployment.birth_id}")
+
+
+# ── what waits ──
+
+
+def _ends(place: Place, topic: str, *, committed: bool) -> dict[int, int]:
+    """Where each partition ends: for readers of committed records, or at all."""
+    from confluent_kafka import IsolationLevel, TopicPartition
+    from confluent_kafka.admin import OffsetSpec
+
+    from app.stream.inspection import describe
+    from app.stream.topics import Topic
+
+    timeout_s = place.settings.kafka.request_timeout_ms / 1_000
+    partitions = describe(place.admin, place.settings).topics[Topic(topic)].partitions
+    asked = {TopicPartition(place.named(topic), partition): OffsetSpec.latest() for partition in range(partitions)}
+    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+    answers = place.admin.list_offsets(asked, isolation_level=level, request_timeout=timeout_s)
+    return {partition.partition: future.result(timeout_s + 1).offset for partition, future in answers.items()}
+
+
+def _transactions(place: Place) -> Iterator[Row]:
+    """An emitter that leaves a transaction open holds back every trigger behind it (KIP-664 names the producer)."""
+    before = _ends(place, "triggers", committed=True)
+    high = _ends(place, "triggers", committed=False)
+    suspects = [partition for partition in before if before[partition] < high[partition]]
+    if suspects:
+        time.sleep(HELD_BACK_S)
+        after = _ends(place, "triggers", committed=True)
+        suspects = [partition for partition in suspects if after[partition] == before[partition]]
+    for partition in suspects:
+        yield Row(
+            BAD, f"transactions on {place.named('triggers')}, partition {partition}",
+            f"one has been open for more than {HELD_BACK_S:g} s at offset {before[partition]} and holds back up to "
+            f"{high[partition] - before[partition]} record(s)",
+            f"find its producer: kafka-transactions.sh --bootstrap-server {place.settings.kafka.bootstrap} "
+            f"describe-producers --topic {place.named('triggers')} --partition {partition}; then, if it is gone: "
+            f"kafka-transactions.sh … abort --topic … --partition … --start-offset {before[partition]}",
+        )  # fmt: skip
+    if not suspects:
+        yield Row(OK, "transactions", "none holds triggers back")
+
+
+# ── registry and keys ──
+
+
+async def _registry_and_keys(settings: Settings) -> Iterator[Row]:
+    from app import registry
+    from app.gate.definitions import TrustRule, trust_from_record, trust_key
+
+    present = await registry.read_registry(settings)
+    rows: list[Row] = []
+    jobs = registry.definitions_in(present, "jobs")
+    rows += [
+        Row(BAD, f"job {row['name']}", f"no gate can read it: {row['error']}", "mend it and `tollgate jobs apply`")
+        for row in jobs
+        if "error" in row
+    ]
+    rows.append(
+        Row(OK, "jobs", f"{len(jobs)} defined") if jobs
+        else Row(WARN, "jobs", "none is defined: every trigger is refused", "`tollgate jobs apply FILE`")
+    )  # fmt: skip
+    rules: dict[str, TrustRule] = {}
+    for registry_key, record in present.items():
+        if not registry_key.startswith(trust_key("")):
+            continue
+        rule = trust_from_record(registry_key, record)
+        if isinstance(rule, str):
+            name = registry_key.decode(errors="replace")
+            rows.append(Row(BAD, name, f"no gate can read it: {rule}", "mend it and `tollgate trust apply`"))
+        else:
+            rules[rule.issuer] = rule
+    if not rules:
+        rows.append(Row(WARN, "trust", "no issuer is trusted: every trigger is refused", "`tollgate trust apply FILE`"))
+    rows += await _key_sets(settings, rules)
+    return iter(rows)
+
+
+async def _key_sets(settings: Settings, rules: Mapping[str, Any]) -> list[Row]:
+    """Load each issuer's set here and now, as a gate on this machine would."""
+    import structlog
+
+    from app.trust import JwksFollower
+
+    failures: dict[str, str] = {}
+
+    def collect(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        if "issuer" in event and "why" in event:
+            failures[event["issuer"]] = str(event["why"])
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[collect])
+    follower = JwksFollower(settings)
+    follower.follow(rules)
+    started = time.monotonic()
+    await follower.start()
+    took_s = time.monotonic() - started
+    await follower.stop()
+    rows = []
+    for issuer, rule in rules.items():
+        keys = follower.ring.get(issuer)
+        if keys is None:
+            why = failures.get(issuer, "it did not load in time")
+            rows.append(Row(BAD, f"keys of {issuer}", f"{rule.jwks}: {why}",
+                            "lanes hold this issuer's triggers until it loads: mend its file or server, "
+                            "or the trust rule's jwks"))  # fmt: skip
+        else:
+            kids = ", ".join(sorted(keys.keys)) or "none"
+            rows.append(
+                Row(OK, f"keys of {issuer}", f"{len(keys.keys)} key(s) ({kids}), read just now in {span(took_s)}")
+            )
+    return rows
+
+
+# ── gates and clocks ──
+
+
+def _gates(place: Place) -> Iterator[Row]:
+    from app.stream.inspection import read_checkpoints
+
+    triggers = _ends(place, "triggers", committed=True)
+    handoffs = _ends(place, "handoffs", committed=True)
+    checkpoints = read_checkpoints(place.settings, list(triggers))
+    lags = {
+        lane: max(0, triggers[lane] - found.checkpoint.triggers_offset)
+        + max(0, handoffs[lane] - found.checkpoint.handoffs_offset)
+        for lane, found in checkpoints.items()
+    }
+    yield from _group(place, sum(lags.values()))
+    behind = {lane: lag for lane, lag in lags.items() if lag}
+    if behind:
+        worst = max(behind, key=lambda lane: behind[lane])
+        yield Row(OK, "lag", f"{sum(behind.values())} offsets wait in {len(behind)} lane(s); lane {worst} has the most, "
+                             f"{behind[worst]}")  # fmt: skip
+    else:
+        yield Row(OK, "lag", "nothing waits")
+    yield from _clock(place.settings, checkpoints)
+
+
+def _group(place: Place, waiting: int) -> Iterator[Row]:
+    timeout_s = place.settings.kafka.request_timeout_ms / 1_000
+    name = place.named(place.settings.gate.group)
+    group = place.admin.describe_consumer_groups([name], request_timeout=timeout_s)[name].result(timeout_s + 1)
+    if not group.members:
+        yield Row(BAD if waiting else WARN, "gates", f"none is running (group {name}), {waiting} offsets wait",
+                  "start one: `tollgate gate`")  # fmt: skip
+        return
+    shares = ", ".join(f"{m.host} {len(m.assignment.topic_partitions)} lane(s)" for m in group.members)
+    yield Row(OK, "gates", f"{len(group.members)} worker(s): {shares}")
+
+
+def _clock(settings: Settings, checkpoints: Mapping[int, FoundCheckpoint]) -> Iterator[Row]:
+    """Kafka tells no time, so this rests on the newest checkpoint: its append time, and the gate's clock in it."""
+    tolerance_s = settings.gate.clock_tolerance_s
+    decided = [found for found in checkpoints.values() if found.checkpoint.lane_clock_ms]
+    if not decided:
+        yield Row(OK, "clock", "no gate has written a checkpoint yet, so there is nothing to compare")
+        return
+    newest = max(decided, key=lambda found: found.appended_at_ms)
+    ahead_s = newest.appended_at_ms / 1_000 - time.time()
+    if ahead_s > tolerance_s:
+        yield Row(BAD, "clock here", f"{span(ahead_s)} behind the broker's", "set this machine's clock (NTP)")
+    gate_off_s = (newest.checkpoint.lane_clock_ms - newest.appended_at_ms) / 1_000
+    if abs(gate_off_s) > tolerance_s:
+        yield Row(BAD, "clock of the gate", f"{span(gate_off_s)} from the broker's at the newest checkpoint; beyond "
+                  f"{tolerance_s} s its lanes hold", "set the clocks of gate and brokers (NTP)")  # fmt: skip
+    if ahead_s <= tolerance_s and abs(gate_off_s) <= tolerance_s:
+        yield Row(OK, "clock", f"gate and broker were {span(abs(gate_off_s))} apart at the newest checkpoint, "
+                  f"{utc(newest.appended_at_ms)}")  # fmt: skip
+
+
+def _settings(settings: Settings) -> Iterator[Row]:
+    if settings.gate.sealing_key is None:
+        yield Row(WARN, "sealing key", "none in these settings: dead letters keep no token, so an expired or mistaken "
+                  "refusal cannot be replayed", "set gate.sealing_key to ops' public key")  # fmt: skip
+    if settings.gate.insecure_dev_hs256 is not None:
+        yield Row(WARN, "insecure_dev_hs256", "tokens signed with a shared secret are accepted",
+                  "never in production: unset gate.insecure_dev_hs256")  # fmt: skip

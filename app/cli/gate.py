@@ -1,0 +1,35 @@
+"""`tollgate gate`: the stream processor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli import common
+from app.cli.common import Bootstrap, Prefix
+
+app = common.new_app()
+
+
+@app.command()
+def gate(
+    *,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=256, show_default=False, help="processes; default one per core")
+    ] = None,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+) -> None:
+    """Decide triggers until Ctrl-C. Start more, on any machine, to share the lanes.
+
+    Logs go to stderr; metrics, /livez and /readyz are on telemetry.port (9464).
+
+    Example: tollgate gate --workers 2
+    """
+    from app.stream import supervisor
+    from app.telemetry import configure_logging
+
+    settings = common.settings_of(bootstrap, prefix, gate__workers=workers)
+    configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
+    raise typer.Exit(supervisor.run(settings))

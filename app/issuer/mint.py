@@ -1,0 +1,211 @@
+"""Making trigger tokens: what a gate would refuse is refused here first, and what must not be asked for at all.
+
+A token is handed out only after the gate's own `verify` has taken it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import jwt
+
+from app.gate import limits
+from app.gate.keyset import (
+    DEV_KID,
+    HS256,
+    KeySet,
+    VerificationKey,
+    dev_key,
+    eddsa_key,
+    es256_key,
+)
+from app.gate.reasons import Rejected
+from app.gate.redact import token_shaped
+from app.gate.token import GRANT_TYPE, Claims, Uses, VerifiedToken, verify
+from app.issuer.keystore import Keystore, SigningKey
+
+TRIGGER_ACTION: Final = "106-Trigger"
+TYP: Final = "trigger+jwt"
+JTI_BYTES: Final = 16  # 128 bits
+LIFETIME_MAX_S: Final[Mapping[Uses, int]] = {
+    "once": limits.ONE_SHOT_LIFETIME_MAX_S,
+    "many": limits.WEBHOOK_LIFETIME_MAX_S,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerTokenRequest:
+    """What is asked for. There is no default lifetime: who asks says how long."""
+
+    issuer: str
+    audience: str
+    subject: str
+    org_id: str
+    jobs: tuple[str, ...]
+    uses: Uses
+    ttl_s: int | None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    params_sha256: str | None = None
+    idempotency_key: str | None = None
+
+
+class Minted(NamedTuple):
+    """A token, fit to be handed to who asked, and what it says."""
+
+    token: str
+    claims: Claims
+    fingerprint: str
+
+
+class Refusal(NamedTuple):
+    """Why no token is made: a code (of the gate's reasons, or `secret_in_clear`) and one sentence."""
+
+    code: str
+    sentence: str
+
+
+def issue(request: TriggerTokenRequest, store: Keystore, now_s: int) -> Minted | Refusal:
+    """Mint with the key that signs now, and note how long that key is needed. Raises KeystoreError."""
+    minted = mint(request, store.signing_key(now_s), now_s)
+    if isinstance(minted, Minted):
+        store.note_expiry(minted.claims.kid, minted.claims.exp)
+    return minted
+
+
+def dev_signing_key(secret: bytes) -> SigningKey:
+    """A shared secret of development; gates take it only when they are told to."""
+    return SigningKey(DEV_KID, HS256, secret)
+
+
+def mint(request: TriggerTokenRequest, signing_key: SigningKey, now_s: int, jti: str | None = None) -> Minted | Refusal:
+    """Make a token. `now_s` and `jti` are arguments for tests; a jti not given is 128 random bits."""
+    refusal = _refuse(request)
+    if refusal is not None or request.ttl_s is None:
+        return refusal or Refusal("ttl_missing", "")
+    grant: dict[str, Any] = {"type": GRANT_TYPE, "actions": [TRIGGER_ACTION], "jobs": list(request.jobs)}
+    if request.params:
+        grant["params"] = dict(request.params)
+    if request.params_sha256 is not None:
+        grant["params_sha256"] = request.params_sha256
+    claims: dict[str, Any] = {
+        "iss": request.issuer,
+        "aud": request.audience,
+        "sub": request.subject,
+        "org_id": request.org_id,
+        "iat": now_s,
+        "nbf": now_s,
+        "exp": now_s + request.ttl_s,
+        "jti": jti if jti is not None else secrets.token_hex(JTI_BYTES),
+        "uses": request.uses,
+        "authorization_details": [grant],
+    }
+    if request.idempotency_key is not None:
+        claims["idempotency_key"] = request.idempotency_key
+    token = jwt.encode(
+        claims, signing_key.private, algorithm=signing_key.algorithm, headers={"kid": signing_key.kid, "typ": TYP}
+    )
+    # Whatever is still wrong with it (size, an odd number, a claim too long), the gate says in its own words.
+    key = _verification_key(signing_key)
+    ring = {request.issuer: KeySet({key.kid: key}, frozenset((key.algorithm,)))}
+    match verify(token, ring, request.audience):
+        case VerifiedToken(claims=verified, fingerprint=fingerprint):
+            return Minted(token, verified, fingerprint)
+        case Rejected(code=code, detail=detail) as rejected:
+            return Refusal(code, detail or rejected.reason.meaning)
+        case wanted:  # our own key and kid: only a kid or issuer the gate could not read
+            return Refusal("claim_malformed", f"the gate could not look up the key for {wanted.iss!r}")
+
+
+def _refuse(request: TriggerTokenRequest) -> Refusal | None:
+    if request.ttl_s is None:
+        return Refusal("ttl_missing", "a token needs a lifetime: --ttl 300, 5m or 24h")
+    if request.ttl_s <= 0:
+        return Refusal("expiry_malformed", "the lifetime must be at least one second")
+    cap_s = LIFETIME_MAX_S[request.uses]
+    if request.ttl_s > cap_s:
+        return Refusal("ttl_too_long", f"{request.ttl_s} s; a token for use {request.uses} lives at most {cap_s} s")
+    if not request.jobs:
+        return Refusal("scope_too_broad", "a token without a job would be one for any job: name it")
+    if any(_PATTERN.search(job) for job in request.jobs):
+        return Refusal("scope_too_broad", "no patterns: a token names each job exactly")
+    if request.uses == "once" and len(request.jobs) != 1:
+        return Refusal("scope_too_broad", "a one-shot token grants exactly one job")
+    for where, text in _texts(dict(request.params), "params"):
+        if token_shaped(text) or _PRIVATE_KEY in text:
+            return Refusal("secret_in_clear", f"{where} holds a token or a private key, which every bearer could read")
+    for where, name in _names(dict(request.params), "params"):
+        if is_secret_name(name):
+            return Refusal(
+                "secret_in_clear", f"{where} looks like a secret by its name: every bearer of the token could read it"
+            )
+    return None
+
+
+_PATTERN: Final = re.compile(r"[*?\[\]]")
+_PRIVATE_KEY: Final = "PRIVATE KEY-----"
+_WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_SECRET_WORDS: Final = frozenset((
+    "authorization", "bearer", "credential", "credentials", "jwt", "passphrase", "passwd", "password", "passwords",
+    "pw", "pwd", "secret", "secrets", "token",
+))  # fmt: skip
+_SECRET_PAIRS: Final = frozenset(
+    (first, last)
+    for first in ("access", "api", "encryption", "private", "secret", "shared", "signing", "ssh")
+    for last in ("key", "keys")
+)
+_SECRET_RUNS: Final = (
+    "password", "passwd", "passphrase", "apikey", "privatekey", "secretkey", "accesskey", "credential",
+)  # fmt: skip
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a parameter's name says that its value is a secret. `max_tokens` and `secretary` do not."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    joined = "".join(words)
+    return (
+        not _SECRET_WORDS.isdisjoint(words)
+        or not _SECRET_PAIRS.isdisjoint(pairwise(words))
+        or any(run in joined for run in _SECRET_RUNS)
+    )
+
+
+def _names(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every member name in `value`, and where it stands."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            inner = f"{where}.{name}"
+            yield inner, str(name)
+            yield from _names(member, inner)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _names(item, f"{where}[{place}]")
+
+
+def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every text in `value`, names included, and where it stands."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            yield where, str(name)
+            yield from _texts(member, f"{where}.{name}" if not token_shaped(str(name)) else where)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _texts(item, f"{where}[{place}]")
+
+
+def _verification_key(signing_key: SigningKey) -> VerificationKey:
+    private: Any = signing_key.private
+    match signing_key.algorithm:
+        case "ES256":
+            return es256_key(signing_key.kid, private.public_key())
+        case "EdDSA":
+            return eddsa_key(signing_key.kid, private.public_key())
+        case "HS256":
+            return dev_key(private)
+    raise ValueError(f"no key of ours has the algorithm {signing_key.algorithm}")

@@ -1,0 +1,99 @@
+"""Processes under measurement: what they have used of the CPU, over all their threads and descendants, and of memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+STOP_TIMEOUT_S: Final = 30.0
+_TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
+
+
+def tree(pid: int) -> list[int]:
+    """A process and its living descendants."""
+    found = [pid]
+    for each in found:
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in children.read_text().split()]
+            except OSError:  # the thread has ended
+                continue
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process tree, children that have ended included."""
+    ticks = 0
+    for each in tree(pid):
+        try:
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    return ticks / _TICKS_A_SECOND
+
+
+def memory_mb(pid: int, field: str = "VmRSS") -> float:
+    """Resident memory of a process tree; `VmHWM` is the most it ever had."""
+    kib = 0
+    for each in tree(pid):
+        for line in Path(f"/proc/{each}/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                kib += int(line.split()[1])
+    return kib / 1024
+
+
+class Child:
+    """A program of ours with a log file of its own; stopped in order, and killed only when that does not help."""
+
+    def __init__(self, command: Sequence[str], log_file: Path, env: Mapping[str, str], cwd: Path) -> None:
+        self.log_file = log_file
+        self.started_at_s = time.time()
+        with log_file.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(env), cwd=cwd)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def cpu_s(self) -> float:
+        return cpu_s(self.pid)
+
+    def raise_if_dead(self) -> None:
+        code = self._process.poll()
+        if code is not None:
+            said = self.log_file.read_text(errors="replace").splitlines()[-15:]
+            raise RuntimeError(f"{self.log_file.stem} ended with code {code}:\n" + "\n".join(said))
+
+    def wait_for_line(self, word: str, timeout_s: float = 60.0) -> None:
+        """Until the program has said `word`."""
+        deadline = time.monotonic() + timeout_s
+        while word not in self.log_file.read_text(errors="replace"):
+            self.raise_if_dead()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.log_file.stem} did not say {word!r} within {timeout_s:.0f} s: {self.log_file}")
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                for each in reversed(tree(self.pid)):
+                    os.kill(each, 9)
+                self._process.wait()
+        return self._process.returncode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

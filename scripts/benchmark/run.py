@@ -1,0 +1,45 @@
+"""One run of the benchmark: where, how long, and with which keys."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.benchmark.traffic import Issuer
+
+
+class Run(NamedTuple):
+    """What all rows of a run share."""
+
+    bootstrap: str
+    workdir: Path
+    issuer: Issuer
+    repeats: int
+    webhook_triggers: int
+    oneshot_triggers: int
+    latency_triggers: int
+    restore_entries: int
+    big_entries: int
+    raw_s: float
+
+    @staticmethod
+    def say(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    repeats: int
+    webhook_triggers: int
+    oneshot_triggers: int
+    latency_triggers: int
+    restore_entries: int
+    big_entries: int
+    raw_s: float
+
+
+FULL = Size(5, 200_000, 60_000, 2_500, 1_000_000, 20_000_000, 1.0)
+QUICK = Size(2, 60_000, 15_000, 500, 200_000, 2_000_000, 0.5)
+SMOKE = Size(1, 1_000, 400, 60, 5_000, 20_000, 0.05)

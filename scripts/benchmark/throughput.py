@@ -1,0 +1,128 @@
+"""Draining a backlog: CPU and time from the moment it becomes visible to the last receipt.
+
+The gate (or a peer) is ready and idle when a backlog of triggers, written into one open transaction, is committed.
+CPU is user + system over all threads of its processes, between that moment and the sample at which the receipts
+topic's committed end stops moving; afterwards an independent read_committed reader counts receipts and jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from app.stream.topics import Topic
+from scripts.benchmark.deployment import Deployment
+from scripts.benchmark.processes import Child, memory_mb
+from scripts.benchmark.traffic import Backlog, Request
+
+SAMPLE_S: Final = 0.05
+QUIET_S: Final = 0.5  # without a new receipt, before they are counted
+SETTLE_S: Final = 0.5  # between writing the backlog and releasing it
+DRAIN_TIMEOUT_S: Final = 600.0
+
+
+class Drained(NamedTuple):
+    """One measurement."""
+
+    triggers: int
+    seconds: float
+    cpu_s: float
+    jobs: int
+    duplicates: int
+    rejected: int
+    peak_mb: float
+
+    @property
+    def per_second(self) -> float:
+        return self.triggers / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        return self.cpu_s / self.triggers * 1e6
+
+
+def drain(
+    deployment: Deployment, child: Child, requests: Sequence[Request], *, away: int = 0, quiet_s: float = QUIET_S
+) -> Drained:
+    """Let a program that is ready decide a backlog, and measure it."""
+    count = len(requests)
+    backlog = Backlog(deployment.bootstrap, deployment.topic(Topic.TRIGGERS), requests, deployment.lanes, away)
+    time.sleep(SETTLE_S)
+    cpu_before_s, began_s = child.cpu_s(), time.monotonic()
+    backlog.release()
+    ended_s, cpu_after_s = _await_receipts(deployment, child, count, began_s, quiet_s)
+    outcomes = _outcomes(deployment)
+    if sum(outcomes.values()) != count:
+        raise RuntimeError(f"{count} triggers, but {outcomes}")
+    jobs = count_committed(deployment, Topic.JOBS)
+    return Drained(
+        count, ended_s - began_s, cpu_after_s - cpu_before_s, jobs, outcomes.get("duplicate", 0),
+        outcomes.get("rejected", 0), memory_mb(child.pid, "VmHWM"),
+    )  # fmt: skip
+
+
+def _await_receipts(
+    deployment: Deployment, child: Child, count: int, began_s: float, quiet_s: float
+) -> tuple[float, float]:
+    """When the last receipt could be read, and the CPU used until then."""
+    seen, ended_s, cpu_s = -1, began_s, 0.0
+    while True:
+        time.sleep(SAMPLE_S)
+        now_s, cpu_now_s, ends = time.monotonic(), child.cpu_s(), deployment.committed_ends(Topic.RECEIPTS)
+        if ends != seen:
+            seen, ended_s, cpu_s = ends, now_s, cpu_now_s
+        elif seen >= count and now_s - ended_s > quiet_s and count_committed(deployment, Topic.RECEIPTS) >= count:
+            return ended_s, cpu_s
+        child.raise_if_dead()
+        if now_s - began_s > DRAIN_TIMEOUT_S:
+            raise TimeoutError(f"{count} triggers were not decided within {DRAIN_TIMEOUT_S:.0f} s: {child.log_file}")
+
+
+def count_committed(deployment: Deployment, topic: Topic) -> int:
+    total = 0
+
+    def add(_: bytes) -> None:
+        nonlocal total
+        total += 1
+
+    _read_committed(deployment, topic, add)
+    return total
+
+
+def _outcomes(deployment: Deployment) -> dict[str, int]:
+    counts: dict[str, int] = {}
+
+    def add(value: bytes) -> None:
+        outcome = json.loads(value)["outcome"]
+        counts[outcome] = counts.get(outcome, 0) + 1
+
+    _read_committed(deployment, Topic.RECEIPTS, add)
+    return counts
+
+
+def _read_committed(deployment: Deployment, topic: Topic, each: Callable[[bytes], None]) -> None:
+    """Every committed record of a topic, by a client that is not ours."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": deployment.bootstrap, "group.id": "bench-reader", "enable.auto.commit": False,
+            "isolation.level": "read_committed", "auto.offset.reset": "earliest", "enable.partition.eof": True,
+        }
+    )  # fmt: skip
+    consumer.assign([TopicPartition(deployment.topic(topic), lane, 0) for lane in range(deployment.lanes)])
+    try:
+        ended: set[int] = set()
+        while len(ended) < deployment.lanes:
+            for message in consumer.consume(10_000, 1.0):
+                error = message.error()
+                if error is None:
+                    each(message.value())
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    ended.add(message.partition())
+                else:
+                    raise KafkaException(error)
+    finally:
+        consumer.close()

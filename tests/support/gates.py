@@ -1,0 +1,94 @@
+"""Gate processes as an operator would start them, each with its own log; and the deployment they serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.issuer import OtherIssuer
+
+COMMAND = (sys.executable, "-m", "app.cli.main")
+STOP_TIMEOUT_S = 30
+
+
+def environment(bootstrap: str, prefix: str, **settings: str) -> dict[str, str]:
+    """Nothing of the caller's Tollgate settings, and these."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+    return clean | {
+        "TOLLGATE_KAFKA__BOOTSTRAP": bootstrap,
+        "TOLLGATE_KAFKA__PREFIX": prefix,
+        "TOLLGATE_TELEMETRY__PORT": "0",
+        "TOLLGATE_TELEMETRY__LOG_FORMAT": "json",
+        **{f"TOLLGATE_{name.upper()}": value for name, value in settings.items()},
+    }
+
+
+def found(bootstrap: str, prefix: str, lanes: int, issuer: OtherIssuer, directory: Path) -> None:
+    """Topics, one job and a trust rule for the issuer, by the program's own commands."""
+    directory.mkdir(parents=True, exist_ok=True)
+    jobs, trust = issuer.write_files(directory)
+    for words in (
+        ("topics", "create", "--lanes", str(lanes)),
+        ("jobs", "apply", str(jobs)),
+        ("trust", "apply", str(trust)),
+    ):
+        subprocess.run(
+            [*COMMAND, *words], env=environment(bootstrap, prefix), cwd=directory, check=True, capture_output=True,
+            timeout=120,
+        )  # fmt: skip
+
+
+class GateProcess:
+    """One gate; may be killed and started again with the same state directory."""
+
+    def __init__(self, name: str, directory: Path, env: dict[str, str]) -> None:
+        self.name, self.starts = name, 0
+        self.log_file = directory / f"{name}.log"
+        self._directory = directory
+        self._env = env | {"TOLLGATE_GATE__STATE_DIR": str(directory / f"{name}-state")}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self.starts += 1
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*COMMAND, "gate", "--workers", "1"], env=self._env, cwd=self._directory, stdout=log, stderr=log
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.alive:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def stop(self) -> int:
+        self.signal(signal.SIGTERM)
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            self.wait()
+            raise
+
+    def events(self) -> list[dict[str, Any]]:
+        """What it logged, over all its lives."""
+        if not self.log_file.exists():
+            return []
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]

@@ -1,0 +1,62 @@
+"""A reader that is not ours: confluent-kafka, every partition of a topic from its start to its end."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from tests.support.invariants import Read
+
+TIMEOUT_S = 60.0
+CHUNK = 5_000
+
+Isolation = Literal["read_committed", "read_uncommitted"]
+
+
+class Topic(NamedTuple):
+    """What one reading of a topic gave."""
+
+    records: list[Read]
+    ends: dict[int, int]  # partition → where the reader stood at the end: the last stable offset
+    highs: dict[int, int]  # partition → high watermark
+
+
+def read_topic(bootstrap: str, topic: str, isolation: Isolation = "read_committed") -> Topic:
+    """Everything on a topic, in the order of its partitions' offsets. Raises KafkaException."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap, "group.id": "reader", "isolation.level": isolation,
+            "enable.auto.commit": False, "enable.partition.eof": True, "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 50,
+        }  # fmt: skip
+    )
+    try:
+        partitions = sorted(consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        records: list[Read] = []
+        ends: dict[int, int] = {}
+        while len(ends) < len(partitions):
+            messages = consumer.consume(CHUNK, timeout=TIMEOUT_S if not ends else 1.0)
+            for message in messages:
+                error = message.error()
+                if error is None:
+                    kind, time_ms = message.timestamp()
+                    records.append(
+                        Read(
+                            message.partition(), message.offset(), message.key(), message.value(),
+                            tuple(message.headers() or ()), time_ms, kind,
+                        )  # fmt: skip
+                    )
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    ends[message.partition()] = message.offset()
+                else:
+                    raise KafkaException(error)
+        highs = {
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=TIMEOUT_S, cached=False)[1]
+            for number in partitions
+        }
+    finally:
+        consumer.close()
+    records.sort(key=lambda record: (record.partition, record.offset))
+    return Topic(records, ends, highs)
