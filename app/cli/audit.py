@@ -160,10 +160,14 @@ async def story_of(settings: Settings, run_id: str) -> dict[str, Any] | None:
             job = next((parsed(entry) for entry in batch if entry.key == needle), job)
     if not presentations and job is None:
         return None
-    refused: list[dict[str, Any]] = []
+    # Those that reused its token or key for something else: named in the audit, and by their dead letters.
+    refused = {row["trigger_id"]: row for row in presentations if row["outcome"] == "rejected"}
     async with entries(settings, Topic.DEAD_LETTERS, window, doing="searching the dead letters") as batches:
         async for batch in batches:
-            refused += [_refusal(entry) for entry in batch if ("tollgate-first-run-id", needle) in entry.headers]
+            for entry in batch:
+                if ("tollgate-first-run-id", needle) in entry.headers:
+                    told = _refusal(entry)
+                    refused.setdefault(told["trigger_id"], told)
     return {
         "run_id": run_id,
         "emitter": _emitter(accepted, job),
@@ -171,8 +175,8 @@ async def story_of(settings: Settings, run_id: str) -> dict[str, Any] | None:
         "trigger": (job or {}).get("trigger") or {"id": (accepted or {}).get("trigger_id")},
         "decision": accepted,
         "job": job,
-        "duplicates": [row for row in presentations if row is not accepted],
-        "refused_reuses": refused,
+        "duplicates": [row for row in presentations if row["outcome"] == "duplicate"],
+        "refused_reuses": list(refused.values()),
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from app.cli import common
 from app.cli.common import Bootstrap, Output, Prefix
@@ -195,7 +195,7 @@ async def _key_sets(settings: Settings, rules: Mapping[str, Any]) -> list[Row]:
 
     failures: dict[str, str] = {}
 
-    def collect(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    def collect(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> NoReturn:
         if "issuer" in event and "why" in event:
             failures[event["issuer"]] = str(event["why"])
         raise structlog.DropEvent
@@ -241,8 +241,8 @@ def _gates(place: Place) -> Iterator[Row]:
     behind = {lane: lag for lane, lag in lags.items() if lag}
     if behind:
         worst = max(behind, key=lambda lane: behind[lane])
-        yield Row(OK, "lag", f"{sum(behind.values())} offsets wait in {len(behind)} lane(s); lane {worst} has the most, "
-                             f"{behind[worst]}")  # fmt: skip
+        total = f"{sum(behind.values())} offsets wait in {len(behind)} lane(s)"
+        yield Row(OK, "lag", f"{total}; lane {worst} has the most, {behind[worst]}")
     else:
         yield Row(OK, "lag", "nothing waits")
     yield from _clock(place.settings, checkpoints)

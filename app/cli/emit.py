@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from app.cli import common
+from app.cli import common, given
 from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def emit(
     """
     settings = common.settings_of(bootstrap, prefix)
     tokens = read_tokens(token_file)
-    emission = Emission(form, job, _params(param or [], params_file), idempotency_key, correlation_id, key)
+    emission = Emission(form, job, given.params(param or [], params_file), idempotency_key, correlation_id, key)
     triggers = (trigger_of(emission, tokens[n % len(tokens)], n) for n in range(count))
     common.run(_emit(settings, triggers, count=count, rate=rate, wait_s=timeout if wait else None, output=output))
 
@@ -181,30 +181,6 @@ def home_of(token: str, idempotency_key: str | None) -> str | None:
         if isinstance(candidate, str) and candidate:
             return candidate
     return None
-
-
-def _params(given: Sequence[str], params_file: Path | None) -> dict[str, Any]:
-    params: dict[str, Any] = {}
-    if params_file is not None:
-        try:
-            read = json.loads(params_file.read_bytes())
-        except ValueError as error:
-            common.fail(f"{params_file} is not JSON: {error}", common.USAGE)
-        if not isinstance(read, dict):
-            common.fail(f"{params_file}: parameters are one JSON object", common.USAGE)
-        params |= read
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.rstrip(":"):
-            common.fail(f"--param {text}: write NAME=TEXT, or NAME:=JSON", common.USAGE)
-        if name.endswith(":"):
-            try:
-                params[name[:-1]] = json.loads(value)
-            except ValueError as error:
-                common.fail(f"--param {text}: after := comes JSON: {error}", common.USAGE)
-        else:
-            params[name] = value
-    return params
 
 
 def _numbered(text: str | None, number: int) -> str | None:

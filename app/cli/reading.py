@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from app.cli import common
+from app.cli import given
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -22,7 +21,6 @@ POLL_MS: Final = 200
 BATCH_RECORDS_MAX: Final = 5_000
 PARTITION_FETCH_MAX_BYTES: Final = 4 << 20
 PROGRESS_FROM_RECORDS: Final = 20_000  # fewer are read before one has seen a progress bar
-_UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class Entry(NamedTuple):
@@ -49,13 +47,10 @@ EVERYTHING: Final = Window()
 
 
 def since_ms(text: str | None) -> int | None:
-    """`10m` ago, as milliseconds since 1970. Raises typer.Exit for what is no duration."""
+    """`10m` ago, as milliseconds since 1970."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,9})([smhd])", text.strip())
-    if found is None:
-        common.fail(f"--since {text}: give a number and a unit, such as 30s, 10m, 2h or 7d", common.USAGE)
-    return int((time.time() - int(found[1]) * _UNITS_S[found[2]]) * 1_000)
+    return int((time.time() - given.length_s("--since", text)) * 1_000)
 
 
 def deadline_of(timeout_s: float | None) -> float | None:

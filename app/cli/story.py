@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +18,8 @@ def lines_of(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "job", f"{_text(job.get('job') or decision.get('job'))}  (definition {_text(job.get('definition_version'))})"
     yield "started by", f"{_text(story['emitter'].get('subject'))}  of {_text(story['emitter'].get('issuer'))}"
     yield "organisation", _text(job.get("org_id"))
-    yield (
-        "token",
-        f"fingerprint {_text(token.get('fingerprint'))}  jti {_text(token.get('jti'))}  kid {_text(token.get('kid'))}",
-    )
+    yield "token", f"fingerprint {_text(token.get('fingerprint'))}"
+    yield "", f"jti {_text(token.get('jti'))}, signed by key {_text(token.get('kid'))}"
     yield "trigger", f"{_text(trigger.get('id'))}  on {_text(trigger.get('topic'))}"
     if isinstance(trigger.get("appended_at_ms"), int):
         yield "appended", f"{utc(trigger['appended_at_ms'])}  by the broker's clock"
@@ -49,7 +48,7 @@ def print_story(story: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, text in lines_of(story):
         table.add_row(Text(name, style="dim"), Text(text))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,23 @@ from typing import Any, Final
 import orjson
 import rfc8785
 
+from app.gate import limits
+
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
+
+
+def plain_canonical(params: dict[str, Any]) -> bytes | None:
+    """The same for flat parameters of texts, safe integers and truth values under ASCII names; else None."""
+    for name, value in params.items():
+        kind = type(value)
+        if kind is int:
+            if not -limits.JSON_MAX_INT <= value <= limits.JSON_MAX_INT:
+                return None
+        elif kind is not str and kind is not bool and value is not None:
+            return None
+        if not name.isascii():
+            return None
+    return orjson.dumps(params, option=orjson.OPT_SORT_KEYS)
 
 
 def canonical(params: dict[str, Any]) -> bytes:

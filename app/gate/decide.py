@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Final
 
@@ -17,14 +17,15 @@ import msgspec
 from app.gate import idempotency
 from app.gate.idempotency import Identity
 from app.gate.policy import (
-    Authorized, Job, Revocations, TrustRule, check_token, in_time, merge_params, permit, within_grace,
+    Authorized, Job, Revocations, TrustRule, check_bearer, check_time, merge_params, permit, within_grace,
 )  # fmt: skip
 from app.gate.reasons import Rejected
 from app.gate.keyset import KeyRing
 from app.gate.token import Claims, KeyWanted, VerifiedToken, verify
 from app.gate.trigger import Record, Trigger, parse
 
-VERIFIED_MEMO_MAX: Final = 20_000  # webhook tokens; about 2 KiB each
+VERIFIED_MEMO_MAX: Final = 20_000  # webhook tokens, about 2 KiB each; and bearers
+PERMITTED_MAX: Final = 1_000  # kinds of grants of one bearer
 
 
 class World(msgspec.Struct, frozen=True):
@@ -35,7 +36,7 @@ class World(msgspec.Struct, frozen=True):
     grace_s: int
     queue_age_cap_ms: int
     max_window_ms: int  # what the idempotency topic is sure to keep
-    run_seed: bytes  # digest of cluster and topic: run ids of two deployments never meet
+    run_seed: int  # digest of cluster and topic: run ids of two deployments never meet
     ring: KeyRing
     rules: Mapping[str, TrustRule]
     jobs: Mapping[str, Job]
@@ -57,20 +58,33 @@ def source_at(partition: int, offset: int, appended_at_ms: int) -> Source:
     return Source(partition, offset, appended_at_ms, f"{partition}-{offset}")
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """What a token is worth in one world: the part of a decision that is the same for every trigger it comes with.
+class Bearer(msgspec.Struct, frozen=True):
+    """What the bearer of a token may in one world: the part of a decision that its tokens have in common."""
 
-    `refused` is a refusal that no append time changes; `earliest_ms` and `latest_ms` bound the token's own time.
-    """
-
-    token: VerifiedToken
     rule: TrustRule
-    earliest_ms: int
-    latest_ms: int
-    timeless: bool  # nothing but the append time can refuse the token
-    emitter: str
-    jti_digest: bytes
-    permitted: dict[str | None, tuple[Job, bytes] | Rejected]  # job asked for → its definition and the keys' scope
+    refused: Rejected | None  # organisation, class or subject
+    emitter: str  # a handle that names nobody
+    # (uses, actions, jobs granted, job asked for) → the definition and the scope of its keys
+    permitted: dict[tuple[object, ...], tuple[Job, bytes]]
+
+
+class Memo:
+    """What one world's decisions have in common; emptied whenever the world changes."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, VerifiedToken] = {}  # webhook tokens, verified in this world
+        self.bearers: dict[tuple[str, str, str, str], Bearer] = {}  # issuer, subject, organisation, class
+
+    def clear(self) -> None:
+        self.tokens.clear()
+        self.bearers.clear()
+
+    def keep(self, text: str, token: VerifiedToken) -> None:
+        """One-shot tokens come once: keeping them would only push out the others."""
+        if token.claims.uses == "many":
+            if len(self.tokens) >= VERIFIED_MEMO_MAX:
+                self.tokens.clear()
+            self.tokens[text] = token
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -87,7 +101,7 @@ class Admitted(msgspec.Struct, frozen=True):
     """Stages 1 to 3 passed: this token may start this job with these parameters, if it has not yet."""
 
     request: Request
-    standing: Standing
+    token: VerifiedToken
     authorized: Authorized
     identity: Identity | None
     home: int  # lane; where it arrived when there is no identity
@@ -133,7 +147,6 @@ class AlreadyCommitted(msgspec.Struct, frozen=True):
 
 
 Verdict = Accepted | Duplicate | Refused
-Memo = MutableMapping[str, Standing]  # by the token, or by its fingerprint for handoffs
 
 
 def admit(record: Record, world: World, memo: Memo, *, wait_for_keys: bool = True) -> Admitted | Refused | Held:
@@ -157,8 +170,8 @@ def _admit(
     if isinstance(trigger, Rejected):
         return Refused(Request(source), trigger)
     # 2 verify
-    standing = memo.get(trigger.unverified_token)
-    if standing is None:
+    token = memo.tokens.get(trigger.unverified_token)
+    if token is None:
         verified = verify(trigger.unverified_token, world.ring, world.audience)
         if isinstance(verified, Rejected):
             return Refused(Request(source, trigger), verified)
@@ -166,12 +179,9 @@ def _admit(
             if verified.kid is None or wait_for_keys:
                 return Held(Request(source, trigger), verified)
             return Refused(Request(source, trigger), Rejected("kid_unknown"))
-        found = _standing(verified, world)
-        if found is None:
-            return Refused(Request(source, trigger, verified), Rejected("issuer_untrusted"))
-        standing = found
-        _remember(memo, trigger.unverified_token, standing)
-    return _judge(source, trigger, standing, world)
+        token = verified
+        memo.keep(trigger.unverified_token, token)
+    return _judge(source, trigger, token, world, memo)
 
 
 def readmit(
@@ -180,42 +190,31 @@ def readmit(
     """What a home lane judges again of a trigger another lane verified: age, key, trust, revocation and job."""
     request = Request(source, trigger, token)
     try:
-        standing = memo.get(token.fingerprint)
-        if standing is None:
-            claims = token.claims
-            if claims.iss in world.rules:
-                keys = world.ring.get(claims.iss)
-                if keys is None:
-                    return Held(request, KeyWanted(claims.iss, None))
-                if claims.kid not in keys.keys:
-                    return Refused(request, Rejected("kid_unknown", "the key was removed"))
-            standing = _standing(token, world)
-            if standing is None:
-                return Refused(request, Rejected("issuer_untrusted"))
-            _remember(memo, token.fingerprint, standing)
-        return _judge(source, trigger, standing, world)
+        claims = token.claims
+        if claims.iss in world.rules:
+            keys = world.ring.get(claims.iss)
+            if keys is None:
+                return Held(request, KeyWanted(claims.iss, None))
+            if claims.kid not in keys.keys:
+                return Refused(request, Rejected("kid_unknown", "the key was removed"))
+        return _judge(source, trigger, token, world, memo)
     except Exception as error:
         return Refused(request, internal_deny(error))
 
 
-def _standing(token: VerifiedToken, world: World) -> Standing | None:
-    claims = token.claims
-    rule = world.rules.get(claims.iss)
-    if rule is None:
-        return None
-    earliest_ms, latest_ms = in_time(claims)
-    timeless = check_token(claims, rule, world.revocations, earliest_ms, world.grace_s) is None
-    return Standing(
-        token, rule, earliest_ms, latest_ms, timeless, emitter(claims), idempotency.jti_digest(claims), {}
-    )
-
-
-def _remember(memo: Memo, name: str, standing: Standing) -> None:
-    """One-shot tokens come once: keeping them would only push out the others."""
-    if standing.token.claims.uses == "many":
-        if len(memo) >= VERIFIED_MEMO_MAX:
-            memo.clear()
-        memo[name] = standing
+def _bearer(claims: Claims, world: World, memo: Memo) -> Bearer | None:
+    """None when no trust rule names the issuer."""
+    name = (claims.iss, claims.sub, claims.org_id, claims.token_class)
+    bearer = memo.bearers.get(name)
+    if bearer is None:
+        rule = world.rules.get(claims.iss)
+        if rule is None:
+            return None
+        bearer = Bearer(rule, check_bearer(claims, rule), emitter(claims), {})
+        if len(memo.bearers) >= VERIFIED_MEMO_MAX:
+            memo.bearers.clear()
+        memo.bearers[name] = bearer
+    return bearer
 
 
 def emitter(claims: Claims) -> str:
@@ -233,23 +232,34 @@ def internal_deny(error: Exception) -> Rejected:
     return Rejected("internal_deny", f"{type(error).__name__} in {where}")
 
 
-def _judge(source: Source, trigger: Trigger, standing: Standing, world: World) -> Admitted | Refused:
-    token = standing.token
+def _judge(
+    source: Source, trigger: Trigger, token: VerifiedToken, world: World, memo: Memo
+) -> Admitted | Refused:
     claims = token.claims
     appended_at_ms = source.appended_at_ms
-    in_own_time = standing.earliest_ms <= appended_at_ms <= standing.latest_ms
-    grace = not in_own_time and within_grace(claims, appended_at_ms, world.grace_s)
-    request = Request(source, trigger, token, standing.emitter, grace)
-    if not (in_own_time and standing.timeless):
-        refusal = check_token(claims, standing.rule, world.revocations, appended_at_ms, world.grace_s)
-        if refusal is not None:
-            return Refused(request, refusal)
+    bearer = _bearer(claims, world, memo)
+    if bearer is None:
+        return Refused(Request(source, trigger, token), Rejected("issuer_untrusted"))
+    grace = within_grace(claims, appended_at_ms, world.grace_s)
+    request = Request(source, trigger, token, bearer.emitter, grace)
+    refusal = check_time(claims, bearer.rule, appended_at_ms, world.grace_s) or bearer.refused
+    if refusal is not None:
+        return Refused(request, refusal)
+    if world.revocations.covers(claims):
+        return Refused(request, Rejected("token_revoked"))
     # 3 authorize
-    permitted = standing.permitted.get(trigger.job) or _permit(standing, trigger.job, world)
-    if isinstance(permitted, Rejected):
-        return Refused(request, permitted)
+    grant = claims.grant
+    asked = (claims.uses, grant.actions, grant.jobs, trigger.job)
+    permitted = bearer.permitted.get(asked)
+    if permitted is None:
+        job = permit(claims, bearer.rule, world.jobs, trigger.job)
+        if isinstance(job, Rejected):
+            return Refused(request, job)
+        if len(bearer.permitted) >= PERMITTED_MAX:
+            bearer.permitted.clear()
+        permitted = bearer.permitted[asked] = (job, idempotency.scope(claims, job))
     job, key_scope = permitted
-    authorized = merge_params(claims.grant, job, trigger.params, trigger.params_sha256)
+    authorized = merge_params(grant, job, trigger.params, trigger.params_sha256, trigger.params_canonical)
     if isinstance(authorized, Rejected):
         return Refused(request, authorized)
     if _window_ms(claims, job, world) > world.max_window_ms:
@@ -259,17 +269,7 @@ def _judge(source: Source, trigger: Trigger, standing: Standing, world: World) -
     if isinstance(identity, Rejected):
         return Refused(request, identity)
     home = source.partition if identity is None else idempotency.home_lane(identity.home_by, world.lanes)
-    return Admitted(request, standing, authorized, identity, home)
-
-
-def _permit(standing: Standing, asked: str | None, world: World) -> tuple[Job, bytes] | Rejected:
-    """Whether the token may start the job; remembered for the jobs it grants, not for all that strangers ask."""
-    claims = standing.token.claims
-    job = permit(claims, standing.rule, world.jobs, asked)
-    if isinstance(job, Rejected):
-        return job
-    standing.permitted[asked] = permitted = (job, idempotency.scope(claims, job))
-    return permitted
+    return Admitted(request, token, authorized, identity, home)
 
 
 def _window_ms(claims: Claims, job: Job, world: World) -> int:
@@ -291,11 +291,11 @@ def settle(
     run_id = make_run_id(world.run_seed, source)
     if admitted.identity is None:
         return Accepted(admitted, run_id_text(run_id), None)
-    claims, authorized = admitted.standing.token.claims, admitted.authorized
+    claims, authorized = admitted.token.claims, admitted.authorized
     packed = idempotency.pack(
         run_id,
         idempotency.fingerprint(authorized),
-        admitted.standing.jti_digest,
+        idempotency.jti_digest(claims, admitted.identity),
         source.partition,
         source.offset,
         source.appended_at_ms,
@@ -315,13 +315,22 @@ def settle(
             return Refused(admitted.request, Rejected(code), run_id_text(old.run_id))
 
 
-def make_run_id(seed: bytes, source: Source) -> bytes:
-    """A UUID (RFC 9562 version 7): append time first, the rest from the coordinates. Reprocessing gives the same."""
-    rest = blake2b(seed + source.trigger_id.encode(), digest_size=10).digest()
-    # version 7 in the high half of byte 6, variant 0b10 in the two high bits of byte 8
-    return b"%b%c%c%c%b" % (
-        source.appended_at_ms.to_bytes(6, "big"), rest[0] & 0x0F | 0x70, rest[1], rest[2] & 0x3F | 0x80, rest[3:]
-    )  # fmt: skip
+def make_run_id(seed: int, source: Source) -> bytes:
+    """A UUID (RFC 9562 version 7): append time first, the rest from the coordinates. Reprocessing gives the same.
+
+    Multiplying by an odd number is a bijection: two coordinates of one topic never meet in the 74 bits.
+    """
+    rest = ((source.partition << _OFFSET_BITS | source.offset) * _ODD ^ seed) & _REST_MASK
+    number = (source.appended_at_ms & _TIME_MASK) << 80 | _VERSION_AND_VARIANT
+    return (number | rest >> 62 << 64 | rest & _LOW_MASK).to_bytes(16, "big")
+
+
+_OFFSET_BITS: Final = 52  # of 74; leaves 22 for the partition
+_ODD: Final = 0x2D3_4F52_9B61_C8E5_A7D1 & ((1 << 74) - 1) | 1
+_REST_MASK: Final = (1 << 74) - 1
+_LOW_MASK: Final = (1 << 62) - 1
+_TIME_MASK: Final = (1 << 48) - 1
+_VERSION_AND_VARIANT: Final = 0x7 << 76 | 0x2 << 62
 
 
 def run_id_text(run_id: bytes) -> str:
@@ -329,6 +338,7 @@ def run_id_text(run_id: bytes) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def run_seed(cluster_id: str, topic: str) -> bytes:
+def run_seed(cluster_id: str, topic: str) -> int:
     """What run ids of one triggers topic have in common."""
-    return blake2b(f"{len(cluster_id)}:{cluster_id}{topic}".encode(), digest_size=16).digest()
+    digest = blake2b(f"{len(cluster_id)}:{cluster_id}{topic}".encode(), digest_size=10).digest()
+    return int.from_bytes(digest, "big") & _REST_MASK

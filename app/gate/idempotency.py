@@ -19,6 +19,7 @@ ENTRY_VERSION: Final = 1
 # version, run id, fingerprint, jti digest, source partition and offset, append time, end of the window
 _ENTRY: Final = struct.Struct(">B16s16s8sIQQQ")
 ENTRY_BYTES: Final = _ENTRY.size
+_JTI_DIGEST_BYTES: Final = 8
 _LENGTH: Final = struct.Struct(">I")
 _MURMUR2_SEED: Final = 0x9747B28C  # org.apache.kafka.common.utils.Utils.murmur2
 
@@ -87,15 +88,17 @@ def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes) -> Id
     key = claims.idempotency_key
     if trigger.idempotency_key_conflict or (key is not None and beside is not None and key != beside):
         return Rejected("idempotency_key_conflict")
-    if claims.uses == "once":
-        if key is None:
+    if key is None:
+        if claims.uses == "once":
             if beside is not None:
                 return Rejected("idempotency_key_not_in_token")
-            return Identity(_digest(_prefixed("jti", claims.iss, claims.jti)), claims.jti)
-    elif key is None:
+            return Identity(_jti_digest(claims), claims.jti)
         if beside is None:
             return None
         key = beside
+        if trigger.idempotency_key is None:
+            # A CloudEvents id is unique only together with its source (CloudEvents 1.0, section 3.1.1).
+            key_scope += _prefixed("ce_source", trigger.ce_source or "")
     raw = key.encode()
     return Identity(_digest(key_scope + _LENGTH.pack(len(raw)) + raw), key)
 
@@ -110,8 +113,14 @@ def fingerprint(authorized: Authorized) -> bytes:
     return blake2b(_LENGTH.pack(len(name)) + name + authorized.requested_canonical, digest_size=16).digest()
 
 
-def jti_digest(claims: Claims) -> bytes:
-    return blake2b(claims.jti.encode(), digest_size=8).digest()
+def jti_digest(claims: Claims, identity: Identity) -> bytes:
+    """Tells whether two triggers of one identity came with the same token."""
+    return (identity.digest if identity.home_by is claims.jti else _jti_digest(claims))[:_JTI_DIGEST_BYTES]
+
+
+def _jti_digest(claims: Claims) -> bytes:
+    iss, jti = claims.iss.encode(), claims.jti.encode()
+    return _digest(b"jti%b%b%b%b" % (_LENGTH.pack(len(iss)), iss, _LENGTH.pack(len(jti)), jti))
 
 
 def window_end_ms(claims: Claims, window_s: int, appended_at_ms: int, grace_s: int) -> int:

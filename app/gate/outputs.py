@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from app.gate import limits
+from app.gate.policy import Authorized
 from app.gate.decide import Accepted, Admitted, Refused, Request, Source
 
 from app.gate.reasons import Rejected
@@ -102,7 +103,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     job: str
     definition_version: int
     org_id: str
-    params: dict[str, Any]
+    params: msgspec.Raw
     identity: IssuerAndSubject
     token: TokenReference
     trigger: TriggerReference
@@ -190,6 +191,7 @@ class HandoffTrigger(msgspec.Struct, frozen=True):
     idempotency_key: str | None
     params_sha256: str | None
     ce_id: str | None
+    ce_source: str | None
 
 
 class Handoff(msgspec.Struct, frozen=True):
@@ -220,11 +222,11 @@ def job(verdict: Accepted, stamp: Stamp) -> Out:
     """The record workers run."""
     admitted = verdict.admitted
     request, definition = admitted.request, admitted.authorized.job
-    token, source = admitted.standing.token, request.source
+    token, source = admitted.token, request.source
     trigger = _trigger(request)
     claims = token.claims
     record = JobRecord(
-        verdict.run_id, definition.name, definition.version, claims.org_id, admitted.authorized.params,
+        verdict.run_id, definition.name, definition.version, claims.org_id, _params(admitted.authorized),
         IssuerAndSubject(claims.iss, claims.sub),
         TokenReference(claims.jti, claims.kid, token.fingerprint),
         TriggerReference(
@@ -328,7 +330,7 @@ def handoff(
     record = Handoff(
         HandoffTrigger(
             source.trigger_id, source.partition, source.offset, source.appended_at_ms, trigger.correlation_id,
-            trigger.idempotency_key, trigger.params_sha256, trigger.ce_id,
+            trigger.idempotency_key, trigger.params_sha256, trigger.ce_id, trigger.ce_source,
         ),
         admitted.authorized.job.name, trigger.params, token.claims, token.fingerprint, token.insecure,
         identity.digest.hex(), registry_offset, revocations_offset, original, sealed, trigger.traceparent,
@@ -343,7 +345,7 @@ def read_handoff(value: bytes) -> tuple[Handoff, Source, Trigger, VerifiedToken]
     source = Source(origin.partition, origin.offset, origin.appended_at_ms, origin.id)
     trigger = Trigger(
         record.job, record.params, "", origin.idempotency_key, origin.correlation_id, origin.params_sha256,
-        record.traceparent, origin.ce_id,
+        record.traceparent, origin.ce_id, False, origin.ce_source,  # noqa: FBT003
     )  # fmt: skip
     return record, source, trigger, VerifiedToken(record.claims, record.token_fingerprint, record.insecure)
 
@@ -403,6 +405,13 @@ def _kept(name: str) -> bool:
     if lower.startswith("tollgate-"):
         return lower in _KEPT_OF_OURS
     return len(name) <= _HEADER_NAME_MAX and name.isascii() and name.isprintable() and not lower.startswith("__")
+
+
+def _params(authorized: Authorized) -> msgspec.Raw:
+    """What the job runs with, written once: the canonical bytes serve when no default was added."""
+    if authorized.params is authorized.requested:
+        return msgspec.Raw(authorized.requested_canonical)
+    return msgspec.Raw(_encode(authorized.params))
 
 
 # ── leaves ──────────────────────────────────────────────────────────────────────────────────────────────────────

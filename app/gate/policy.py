@@ -31,8 +31,9 @@ __all__ = [
     "Selector",
     "TrustRule",
     "authorize",
+    "check_bearer",
+    "check_time",
     "check_token",
-    "in_time",
     "job_from_record",
     "job_key",
     "merge_params",
@@ -62,33 +63,42 @@ class Authorized(msgspec.Struct, frozen=True):
 def check_token(
     claims: Claims, rule: TrustRule, revocations: Revocations, appended_at_ms: int, grace_s: int
 ) -> Rejected | None:
-    """The rest of stage 2: lifetime caps, times at append time, organisation, class, subject, revocation."""
-    iat, exp = claims.iat, claims.exp
-    cap_s = min(LIFETIME_MAX_S[claims.uses], rule.max_lifetime_s)
-    if exp - iat > cap_s:
-        return Rejected("ttl_too_long", f"{exp - iat} s; at most {cap_s} s")
-    if max(claims.nbf, iat) * 1000 > appended_at_ms + grace_s * 1000:
+    """The rest of stage 2: lifetime cap, times at append time, organisation, class, subject, revocation."""
+    refusal = check_time(claims, rule, appended_at_ms, grace_s) or check_bearer(claims, rule)
+    if refusal is None and revocations.covers(claims):
+        return Rejected("token_revoked")
+    return refusal
+
+
+def check_time(claims: Claims, rule: TrustRule, appended_at_ms: int, grace_s: int) -> Rejected | None:
+    """Lifetime cap, and the token's own time at append time with the grace for clock skew."""
+    iat, exp, nbf = claims.iat, claims.exp, claims.nbf
+    lifetime_s = exp - iat
+    if lifetime_s > LIFETIME_MAX_S[claims.uses] or lifetime_s > rule.max_lifetime_s:
+        cap_s = min(LIFETIME_MAX_S[claims.uses], rule.max_lifetime_s)
+        return Rejected("ttl_too_long", f"{lifetime_s} s; at most {cap_s} s")
+    if (nbf if nbf > iat else iat) * 1000 > appended_at_ms + grace_s * 1000:
         return Rejected("token_not_yet_valid")
     if appended_at_ms > (exp + grace_s) * 1000:
         return Rejected("token_expired")
+    return None
+
+
+def check_bearer(claims: Claims, rule: TrustRule) -> Rejected | None:
+    """Whether the issuer may speak for this organisation and subject, in this class."""
     if claims.org_id not in rule.orgs:
         return Rejected("org_mismatch")
     if claims.token_class not in rule.classes:
         return Rejected("class_not_allowed")
     if not matches(rule.subjects, claims.sub):
         return Rejected("subject_not_allowed")
-    if revocations.covers(claims):
-        return Rejected("token_revoked")
     return None
-
-
-def in_time(claims: Claims) -> tuple[int, int]:
-    """First and last millisecond of the token's own time, before any grace."""
-    return max(claims.nbf, claims.iat) * 1000, claims.exp * 1000
 
 
 def within_grace(claims: Claims, appended_at_ms: int, grace_s: int) -> bool:
     """Whether the token was in its time only thanks to the grace for clock skew."""
+    if max(claims.nbf, claims.iat) * 1000 <= appended_at_ms <= claims.exp * 1000:
+        return False
     early = max(claims.nbf, claims.iat) * 1000 - appended_at_ms
     late = appended_at_ms - claims.exp * 1000
     return 0 < early <= grace_s * 1000 or 0 < late <= grace_s * 1000
@@ -140,8 +150,9 @@ def permit(claims: Claims, rule: TrustRule, jobs: Mapping[str, Job], job: str | 
 
 
 def merge_params(
-    grant: Grant, definition: Job, payload: dict[str, Any], params_sha256: str | None
-) -> Authorized | Rejected:
+    grant: Grant, definition: Job, payload: dict[str, Any], params_sha256: str | None,
+    payload_canonical: bytes | None = None,
+) -> Authorized | Rejected:  # fmt: skip
     """The parameters: token's over payload's over defaults, member by member at the top level."""
     requested = payload
     if grant.params:
@@ -149,7 +160,10 @@ def merge_params(
         if isinstance(merged, Rejected):
             return merged
         requested = merged
-    requested_canonical = canonical(requested)
+    if requested is payload and payload_canonical is not None:
+        requested_canonical = payload_canonical
+    else:
+        requested_canonical = canonical(requested)
     if params_sha256 is not None or grant.params_sha256 is not None:
         sent = requested_canonical if requested is payload else canonical(payload)
         refusal = _check_digest(grant, params_sha256, sent)

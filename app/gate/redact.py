@@ -36,7 +36,7 @@ _HANDLE: Final = re.compile(_HANDLE_TEXT.pattern.encode())
 # after one odd byte, a line break or one character beyond ASCII, a piece long enough to matter.
 _MORE: Final = (
     rf"(?:(?={_X}{{0,2}}\.){_X}{{1,4}}+{_B}*+"
-    rf"|(?:[=\s]{{1,8}}+|[\x80-\xff]{{1,4}}+|{_X})(?:{_LONG}|{_B}++{_X}{{0,2}}\.{_X}?{_LONG}))*+"
+    rf"|(?:[=\s]{{1,8}}+|[\x80-\xff]{{1,4}}+|{_X})(?:{_LONG}|{_B}++(?:{_X}{{0,2}}\.{_X}?|[=\s]{{1,8}}+){_LONG}))*+"
 )
 # An untouched token of ours ends after its 64-byte signature; anything else takes along what follows closely.
 _HEADED: Final = re.compile(rf"{_HEADER}(?:{_B}*+\.{_B}++\.{_B}{{86}}(?![A-Za-z0-9_.-])|{_B}*+{_MORE})".encode())

@@ -28,6 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from app.gate import limits
+from app.gate.quick import quick_trigger
 from app.gate.reasons import Rejected
 from app.gate.redact import token_shaped
 from app.gate.strict_json import JSONRefused, loads_object
@@ -83,6 +84,7 @@ class Trigger(msgspec.Struct, frozen=True):
     ce_id: str | None = None  # CloudEvents id: a key only where the job says so
     idempotency_key_conflict: bool = False  # header and member differ: refused in stage 4, where keys are judged
     ce_source: str | None = None  # CloudEvents: source and id together are unique, id alone need not be
+    params_canonical: bytes | None = None  # RFC 8785, when parsing came by it
 
 
 class _Refused(Exception):  # noqa: N818 - a refusal on its way to `parse`, which alone returns it
@@ -92,6 +94,13 @@ class _Refused(Exception):  # noqa: N818 - a refusal on its way to `parse`, whic
 
 def parse(record: Record) -> Trigger | Rejected:
     """Read any of the three forms of a trigger. Of several faults the one earliest in `reasons.py` is named."""
+    if not record.headers:
+        plain = quick_trigger(record.value) if record.log_append_time else None
+        if plain is not None:
+            job, params, token, key, params_canonical = plain
+            return Trigger(
+                job, params, token, key, None, None, None, None, False, None, params_canonical  # noqa: FBT003
+            )
     try:
         headers = _read_headers(record) if record.headers else _measure(record)
         if record.value is None:

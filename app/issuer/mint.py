@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import jwt
 
 from app.gate import limits
+from app.gate.claims import GRANT_TYPE
 from app.gate.keyset import (
     DEV_KID,
     HS256,
@@ -26,7 +27,7 @@ from app.gate.keyset import (
 )
 from app.gate.reasons import Rejected
 from app.gate.redact import token_shaped
-from app.gate.token import GRANT_TYPE, Claims, Uses, VerifiedToken, verify
+from app.gate.token import Claims, Uses, VerifiedToken, verify
 from app.issuer.keystore import Keystore, SigningKey
 
 TRIGGER_ACTION: Final = "106-Trigger"

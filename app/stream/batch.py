@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import cramjam
@@ -180,13 +181,28 @@ def visible(
         position = next_offset
 
 
-def records(batch: Batch, max_bytes: int) -> Iterator[Any]:
-    """The records of a batch, lazily: offset, timestamp, key, value, headers. Raises ExpandsTooFar before the first.
+class Records:
+    """The records of a batch, lazily, in order. Making one raises ExpandsTooFar before anything is read."""
 
-    Header names that are not UTF-8 come out with replacement characters; aiokafka's reader would raise.
-    """
-    raw = _expanded(batch, max_bytes) if batch.codec else batch.raw
-    return _resilient(raw)
+    def __init__(self, batch: Batch, max_bytes: int) -> None:
+        self._raw = _expanded(batch, max_bytes) if batch.codec else batch.raw
+        self._records: Iterator[Any] = iter(DefaultRecordBatch(self._raw))
+        self._done = 0
+
+    def take(self, limit: int) -> list[Any]:
+        """Up to `limit` records: offset, timestamp, key, value, headers. Fewer only at the end.
+
+        Header names that are not UTF-8 come out with replacement characters; aiokafka's reader would raise.
+        """
+        taken: list[Any] = []
+        try:
+            for record in islice(self._records, limit):
+                taken.append(record)  # noqa: PERF402 - what came before an error must stay
+        except UnicodeDecodeError:
+            self._records = islice(_by_hand(self._raw), self._done + len(taken), None)
+            taken += islice(self._records, limit - len(taken))
+        self._done += len(taken)
+        return taken
 
 
 class PlainRecord(NamedTuple):
@@ -195,23 +211,6 @@ class PlainRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]]
-
-
-def _resilient(raw: bytes) -> Iterator[Any]:
-    compiled = iter(DefaultRecordBatch(raw))
-    done = 0
-    while True:
-        try:
-            record = next(compiled)
-        except StopIteration:
-            return
-        except UnicodeDecodeError:
-            break
-        done += 1
-        yield record
-    for number, record in enumerate(_by_hand(raw)):
-        if number >= done:
-            yield record
 
 
 def _by_hand(raw: bytes) -> Iterator[PlainRecord]:

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from aiokafka import TopicPartition
@@ -34,6 +35,8 @@ RESTORE_FETCH_BYTES: Final = 4 << 20
 RETRY_S: Final = 0.1
 METADATA_MAX_AGE_MS: Final = 30_000
 _RECORD_OVERHEAD_BYTES: Final = 200
+TAKE_AT_ONCE: Final = 100
+ALL: Final = 1 << 31
 _READ_COMMITTED: Final = 1
 _EARLIEST, _LATEST = -2, -1
 
@@ -128,7 +131,7 @@ class Cluster:
                     if part is not None:
                         chunk += [
                             ReadRecord(r.offset, r.key, r.value)
-                            for r in batch.records(part, self._max_batch_bytes * 16)
+                            for r in batch.Records(part, self._max_batch_bytes * 16).take(ALL)
                             if position <= r.offset < end
                         ]
                     position = next_offset
@@ -248,7 +251,7 @@ class KafkaTail:
         self._cluster, self._wake, self._max_batch_bytes = cluster, wake, max_batch_bytes
         self._waiting: deque[tuple[batch.Batch | None, int]] = deque()
         self._bytes = 0
-        self._current: Iterator[Record] | None = None
+        self._current: _Reading | None = None
         self._current_end = position
         self._high = position
         self._gone = False
@@ -285,40 +288,66 @@ class KafkaTail:
             raise OffsetGone(self.partition, self.fetched, -1, self._high)
         taken: list[Record] = []
         while len(taken) < limit and max_bytes > 0:
-            if self._current is None:
-                if not self._waiting:
-                    break
-                part, next_offset = self._waiting.popleft()
-                if part is None:
-                    self._position = max(self._position, next_offset)
+            if self._current is None and not self._open_next():
+                break
+            if self._current is not None:
+                got = self._current.take(min(limit - len(taken), TAKE_AT_ONCE))
+                taken += got
+                max_bytes -= sum([len(record.value or b"") for record in got]) + _RECORD_OVERHEAD_BYTES * len(got)
+                if got:
+                    self._position = got[-1].offset + 1
                     continue
-                self._bytes -= len(part.raw)
-                self._current, self._current_end = self._read(part), next_offset
-                self._cluster.wake()
-            for record in self._current:
-                taken.append(record)
-                self._position = record.offset + 1
-                max_bytes -= len(record.value or b"") + _RECORD_OVERHEAD_BYTES
-                if len(taken) == limit or max_bytes <= 0:
-                    return taken
-            self._current = None
+                self._current = None
             self._position = max(self._position, self._current_end)
         return taken
 
-    def _read(self, part: batch.Batch) -> Iterator[Record]:
-        number, by_broker, start = self.partition[1], part.log_append_time, self._position
-        try:
-            for r in batch.records(part, self._max_batch_bytes):
-                if r.offset >= start:
-                    yield Record(number, r.offset, r.timestamp, by_broker, r.key, r.value, tuple(r.headers))
-        except batch.ExpandsTooFar:
-            # Each offset gets its own decision; what the batch held is never unpacked.
-            log.warning(Event.BATCH_TOO_LARGE, partition=number, base_offset=part.base_offset)
-            for offset in range(max(start, part.base_offset), part.next_offset):
-                yield Record(number, offset, part.max_timestamp_ms, by_broker, None, None, (), batch_too_large=True)
+    def _open_next(self) -> bool:
+        """Look into the next batch. What is passed over moves the position alone."""
+        if not self._waiting:
+            return False
+        part, self._current_end = self._waiting.popleft()
+        if part is not None:
+            self._bytes -= len(part.raw)
+            self._current = _Reading(part, self.partition[1], self._position, self._max_batch_bytes)
+            self._cluster.wake()
+        return True
 
     def close(self) -> None:
         self._cluster.forget(self)
+
+
+class _Reading:
+    """A batch of a followed partition, being taken record by record."""
+
+    def __init__(self, part: batch.Batch, number: int, start: int, max_bytes: int) -> None:
+        self._number, self._start, self._by_broker = number, start, part.log_append_time
+        self._refused: Iterator[Record] | None = None
+        try:
+            self._records = batch.Records(part, max_bytes)
+        except batch.ExpandsTooFar:
+            # Each offset gets its own decision; what the batch held is never unpacked.
+            log.warning(Event.BATCH_TOO_LARGE, partition=number, base_offset=part.base_offset)
+            self._refused = (
+                Record(number, offset, part.max_timestamp_ms, self._by_broker, None, None, (), batch_too_large=True)
+                for offset in range(max(start, part.base_offset), part.next_offset)
+            )
+
+    def take(self, limit: int) -> list[Record]:
+        """Up to `limit` records; none only at the end."""
+        if self._refused is not None:
+            return list(islice(self._refused, limit))
+        number, start, by_broker = self._number, self._start, self._by_broker
+        while True:
+            raw = self._records.take(limit)
+            if not raw:
+                return []
+            got = [
+                Record(number, r.offset, r.timestamp, by_broker, r.key, r.value, tuple(r.headers))
+                for r in raw
+                if r.offset >= start
+            ]
+            if got:
+                return got
 
 
 def _aborted(row: Any) -> Sequence[tuple[int, int]] | None:

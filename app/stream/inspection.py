@@ -20,6 +20,7 @@ from app.stream.connect import confluent_options
 from app.stream.topics import Topic
 
 REACH_TIMEOUT_S: Final = 5.0  # to say that no broker answers
+REFUSED_TIMEOUT_S: Final = 1.5  # the same, when every broker refuses the connection
 READ_TIMEOUT_S: Final = 60.0  # for the small topics that are read whole here
 DEPLOYMENT_KEY: Final = b"deployment/topics"
 DEPLOYMENT_VERSION: Final = 1
@@ -79,14 +80,16 @@ def connect(kafka: Kafka) -> AdminClient:
     """An admin client of a cluster that answers. Raises KafkaException within REACH_TIMEOUT_S, ConfigError at once."""
     told: list[KafkaError] = []
     admin = AdminClient({**confluent_options(kafka), "error_cb": told.append})
-    try:
-        admin.describe_cluster(request_timeout=REACH_TIMEOUT_S).result(REACH_TIMEOUT_S + 1)
-    except KafkaException:
-        admin.poll(0)
-        for error in told:  # librdkafka tells the cause aside and then only that time ran out
-            if error.code() in _NEVER_CLEAR:
-                raise KafkaException(error) from None
-        raise
+    answer = admin.describe_cluster(request_timeout=REACH_TIMEOUT_S)
+    started = time.monotonic()
+    while not answer.done():
+        admin.poll(0.05)
+        # librdkafka tells the cause aside, tries on, and in the end says only that time ran out.
+        for error in told:
+            down = error.code() == KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
+            if error.code() in _NEVER_CLEAR or (down and time.monotonic() - started > REFUSED_TIMEOUT_S):
+                raise KafkaException(error)
+    answer.result()
     return admin
 
 

@@ -34,6 +34,7 @@ from app.telemetry import (
 
 SLICE_S: Final = 0.01  # other lanes' answers are not kept waiting longer than this
 SLICE_RECORDS: Final = 200
+SLICE_BYTES: Final = 256 * 1024
 IDLE_CHECKPOINT_S: Final = 30.0
 WAIT_S: Final = 0.25
 HOLD_S: Final = 0.05
@@ -305,10 +306,10 @@ class Lane:
             items = self._judge_slice(turn)
             waits = isinstance(items[-1].result, Held | Behind)
             ready = items[:-1] if waits else items
-            taken = turn.settle(ready)
-            for _ in range(taken):
+            turn.settle(ready)
+            for _ in ready:
                 self._queue.popleft()
-            if waits and taken == len(ready):
+            if waits:
                 if turn.empty:
                     await self._wait_for(items[-1].result)
                     return
@@ -321,6 +322,7 @@ class Lane:
         """Stages 1 to 3 of the next records, for as long as a slice may take; the last one may have to wait."""
         items: list[Judged] = []
         end = time.monotonic() + SLICE_S
+        size = 0
         memo, world, may_fetch = self._tables.memo, turn.world, self._tables.may_fetch
         for topic, record in self._queue:
             if topic is Topic.HANDOFFS:
@@ -333,7 +335,10 @@ class Lane:
             result = items[-1].result
             if isinstance(result, Refused) and result.rejected.code == "internal_deny":
                 log.error(Event.INTERNAL_DENY, lane=self.number, offset=record.offset, detail=result.rejected.detail)
-            if isinstance(result, Held | Behind) or len(items) >= SLICE_RECORDS or time.monotonic() > end:
+            size += len(record.value or b"")
+            if isinstance(result, Held | Behind) or len(items) >= SLICE_RECORDS:
+                break
+            if size > SLICE_BYTES or time.monotonic() > end:
                 break
         return items
 

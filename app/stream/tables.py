@@ -45,7 +45,7 @@ class Tables:
         self._world = world
         self._ring_version = -1
         self._task: asyncio.Task[None] | None = None
-        self.memo: Memo = {}
+        self.memo = Memo()
 
     @property
     def world(self) -> World:

@@ -83,17 +83,15 @@ class Turn:
     def empty(self) -> bool:
         return not self.triggers_in and not self.handoffs_in
 
-    def settle(self, items: Sequence[Judged]) -> int:
-        """Stage 4 and the outputs of some items, in order. Returns how many were taken before the turn was full."""
+    def settle(self, items: Sequence[Judged]) -> None:
+        """Stage 4 and the outputs of some items, in order. All are taken: judging one again costs a signature."""
         wanted = [
             item.result.identity.digest
             for item in items
             if isinstance(item.result, Admitted) and item.result.identity and item.result.home == self.lane
         ]
         stored = dict(zip(wanted, self._store.get_many(wanted), strict=True)) if wanted else {}
-        for done, item in enumerate(items):
-            if self.full:
-                return done
+        for item in items:
             match item.result:
                 case Refused():
                     self._count_in(item)
@@ -105,7 +103,6 @@ class Turn:
                     self.pass_over(item.record)
                 case Held() | Behind():
                     raise LaneBroken("a held trigger reached stage 4")
-        return len(items)
 
     def pass_over(self, record: Record) -> None:
         """A record of the handoffs topic that no gate has written: counted, and nothing else."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -41,6 +42,7 @@ STUCK_AFTER_S: Final = 30.0  # a running lane that has not been round its loop f
 NEVER_MS: Final = 2**31 - 1
 KEEP_TOMBSTONES_MS: Final = 86_400_000  # delete.retention.ms of the changelog, Kafka's default
 FOR_EVER_MS: Final = 1 << 62
+GC_YOUNG_OBJECTS, GC_MIDDLE, GC_OLD = 50_000, 20, 100
 _STICKY: Final = (StickyPartitionAssignor,)
 
 
@@ -240,3 +242,10 @@ def run_worker(settings: Settings, index: int = 0) -> None:
 
 async def _run(settings: Settings, found: administration.Deployment, index: int) -> None:
     await Worker(settings, found, index).run()  # aiokafka's client wants to be made within the loop
+
+
+def _quiet_collector() -> None:
+    """Decisions make many short-lived objects and no cycles: let the collector look at them seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_YOUNG_OBJECTS, GC_MIDDLE, GC_OLD)

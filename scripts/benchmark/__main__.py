@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from scripts.benchmark import drains, report, run
+from scripts.benchmark import big, drains, latency, report, restore, run
 from scripts.benchmark.deployment import ROOT
 from scripts.benchmark.figures import Figure
 from scripts.benchmark.run import Run
@@ -88,7 +88,11 @@ def _measure(this: Run, names: list[str]) -> tuple[list[Figure], list[dict[str, 
 
 def _families() -> dict[Any, list[str]]:
     """The rows that drain nothing, by what measures them."""
-    return {}
+    return {
+        latency.measure: ["latency-home", "latency-away"],
+        restore.measure: ["restore", "restart"],
+        big.measure: ["big"],
+    }
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from scripts.benchmark import raw, traffic
 from scripts.benchmark.deployment import Deployment, Gate, deployed, environment
 from scripts.benchmark.figures import GOALS, Figure, Goal
+from scripts.benchmark.peers import PROGRAMS, READY, Setup
 from scripts.benchmark.processes import Child
 from scripts.benchmark.run import Run
 from scripts.benchmark.throughput import QUIET_S, Drained, drain
@@ -119,11 +121,20 @@ def engine(situation: Situation, deployment: Deployment) -> Iterator[Child]:
             gate.wait_ready()
             yield gate
         return
-    from scripts.benchmark import peers
-
-    with peers.start(situation.engine, deployment) as peer:
-        peer.wait_for_line(peers.READY)
+    with _peer(situation.engine, deployment) as peer:
+        peer.wait_for_line(READY)
         yield peer
+
+
+def _peer(name: str, deployment: Deployment) -> Child:
+    module, python = PROGRAMS[name]
+    setup = Setup(
+        deployment.bootstrap, deployment.settings.kafka.prefix, traffic.AUDIENCE, deployment.lanes,
+        deployment.cluster_id, deployment.birth_id, str(deployment.directory), str(deployment.trust_file),
+        str(deployment.jobs_file),
+    )  # fmt: skip
+    command = [str(python), "-m", module, json.dumps(setup._asdict())]
+    return Child(command, deployment.directory / f"{name}.log", environment(deployment), deployment.directory)
 
 
 def _told(sample: Sample) -> str:

@@ -102,7 +102,7 @@ def _mint(part: tuple[bytes, str, int, Sequence[str | None]]) -> list[str]:
     return tokens
 
 
-def keys(count: int) -> list[str]:
+def keys(count: int, salt: str = "") -> list[str]:
     """Idempotency keys; a tenth are those of a trigger a little before."""
     choice = random.Random(SEED)
     made: list[str] = []
@@ -110,28 +110,26 @@ def keys(count: int) -> list[str]:
         if made and choice.random() < REPEATED:
             made.append(made[-choice.randint(1, min(len(made), REPEAT_WITHIN))])
         else:
-            made.append(f"order-{number:08d}")
+            made.append(f"order-{salt}{number:08d}")
     return made
 
 
-def webhook(issuer: Issuer, count: int) -> list[Request]:
+def webhook(issuer: Issuer, count: int, salt: str = "") -> list[Request]:
     """Tokens that serve many times, in turn; the key stands beside the token."""
     tokens = issuer.mint("many", [None] * min(WEBHOOK_TOKENS, count))
-    return [
-        Request(key, _value(tokens[number % len(tokens)], key, number)) for number, key in enumerate(keys(count))
-    ]
+    return [Request(key, _value(tokens[number % len(tokens)], key)) for number, key in enumerate(keys(count, salt))]
 
 
 def one_shot(issuer: Issuer, count: int) -> list[Request]:
     """A new token for each trigger; the key stands in the token."""
     wanted = keys(count)
     tokens = issuer.mint("once", wanted)
-    return [Request(key, _value(token, None, 0)) for key, token in zip(wanted, tokens, strict=True)]
+    return [Request(key, _value(token, None)) for key, token in zip(wanted, tokens, strict=True)]
 
 
-def _value(token: str, key: str | None, number: int) -> bytes:
-    # A webhook's repeat has its first one's params: the key decides them.
-    members = {"job": JOB, "params": {"region": "eu", "order": key[6:] if key else number}}
+def _value(token: str, key: str | None) -> bytes:
+    # A repeat has the params of the first: another fingerprint would be a refusal.
+    members = {"job": JOB, "params": {"region": "eu", "order": key[6:] if key else "any"}}
     beside = {"idempotency_key": key} if key else {}
     return json.dumps(members | beside | {"token": token}, separators=(",", ":")).encode()
 
@@ -151,6 +149,7 @@ class Backlog:
                 "bootstrap.servers": bootstrap, "transactional.id": f"backlog-{topic}", "acks": "all",
                 "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS, "queue.buffering.max.messages": 2_000_000,
                 "queue.buffering.max.kbytes": 2_000_000, "linger.ms": 20, "batch.size": 1_000_000,
+                "log_level": 2,
             }
         )  # fmt: skip
         self._producer.init_transactions(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -9,6 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from tests.support.invariants import Read
 
 TIMEOUT_S = 60.0
+WAIT_S = 0.05  # a call waits so long for its chunk to fill
 CHUNK = 5_000
 
 Isolation = Literal["read_committed", "read_uncommitted"]
@@ -22,23 +24,45 @@ class Topic(NamedTuple):
     highs: dict[int, int]  # partition → high watermark
 
 
-def read_topic(bootstrap: str, topic: str, isolation: Isolation = "read_committed") -> Topic:
-    """Everything on a topic, in the order of its partitions' offsets. Raises KafkaException."""
-    consumer = Consumer(
+def consumer_of(bootstrap: str, isolation: Isolation = "read_committed") -> Consumer:
+    return Consumer(
         {
             "bootstrap.servers": bootstrap, "group.id": "reader", "isolation.level": isolation,
             "enable.auto.commit": False, "enable.partition.eof": True, "auto.offset.reset": "error",
             "fetch.wait.max.ms": 50,
         }  # fmt: skip
     )
+
+
+def count_up_to(bootstrap: str, topic: str, wanted: int, timeout_s: float) -> int:
+    """How many committed records a topic comes to hold; returns at `wanted`, or when none came for `timeout_s`."""
+    consumer = consumer_of(bootstrap)
+    try:
+        partitions = consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        count, last = 0, time.monotonic()
+        while count < wanted and time.monotonic() - last < timeout_s:
+            came = sum(message.error() is None for message in consumer.consume(CHUNK, timeout=0.2))
+            if came:
+                count, last = count + came, time.monotonic()
+        return count
+    finally:
+        consumer.close()
+
+
+def read_topic(bootstrap: str, topic: str, isolation: Isolation = "read_committed") -> Topic:
+    """Everything on a topic, in the order of its partitions' offsets. Raises KafkaException."""
+    consumer = consumer_of(bootstrap, isolation)
     try:
         partitions = sorted(consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         records: list[Read] = []
         ends: dict[int, int] = {}
+        deadline = time.monotonic() + TIMEOUT_S
         while len(ends) < len(partitions):
-            messages = consumer.consume(CHUNK, timeout=TIMEOUT_S if not ends else 1.0)
-            for message in messages:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{topic}: the ends of {len(partitions) - len(ends)} partitions were not reached")
+            for message in consumer.consume(CHUNK, timeout=WAIT_S):
                 error = message.error()
                 if error is None:
                     kind, time_ms = message.timestamp()

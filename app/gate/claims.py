@@ -1,0 +1,175 @@
+"""The claims of a trigger token: what a signed payload must hold, and the types it becomes.
+
+Called by `token.verify` once the signature holds; what is refused here was signed by someone we trust.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal
+
+import msgspec
+
+from app.gate import limits
+from app.gate.reasons import Rejected
+from app.gate.quick import quick_claims
+from app.gate.redact import token_shaped
+
+Uses = Literal["once", "many"]
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """What a trigger token permits: the one member of its authorization_details (RFC 9396)."""
+
+    actions: tuple[str, ...]
+    jobs: tuple[str, ...]  # exact names
+    params: dict[str, Any]  # fixed by the issuer; win over the emitter's
+    params_sha256: str | None = None  # fixes the digest of the emitter's params (canonical JSON, hex)
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """The verified claims of a trigger token (also what a handoff carries in place of the token)."""
+
+    iss: str
+    kid: str
+    sub: str
+    org_id: str
+    jti: str
+    iat: int  # seconds
+    nbf: int
+    exp: int
+    uses: Uses
+    token_class: str  # "trigger", from typ "trigger+jwt"
+    grant: Grant
+    idempotency_key: str | None = None
+
+
+GRANT_TYPE: Final = "job_trigger"
+_GRANT_MEMBERS: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256"))
+_SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
+_NO_PARAMS: Final[dict[str, Any]] = {}
+
+
+class ClaimRefused(Exception):  # noqa: N818 - a refusal on its way out of a leaf; never leaves gate/
+    def __init__(self, code: str, detail: str) -> None:
+        self.rejected = Rejected(code, detail)
+
+
+_USUAL_ACTIONS: Final = ("106-Trigger",)
+
+
+def read_claims(signed: dict[str, Any], kid: str, token_class: str, audience: str) -> Claims:
+    """The claims of a token whose signature holds. Raises ClaimRefused.
+
+    The order of the checks is that of the reasons; unknown claims are ignored (RFC 7519 section 4).
+    """
+    quick = quick_claims(signed, audience)
+    if quick is not None:
+        sub, org_id, jti, iat, nbf, exp, uses, job, key = quick
+        grant = Grant(_USUAL_ACTIONS, (job,), _NO_PARAMS)
+        return Claims(signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, key)
+    get = signed.get
+    if get("aud") != audience:
+        _refuse_audience(signed, audience)
+    exp = get("exp")
+    if not (type(exp) is int and 0 < exp < limits.NUMERIC_DATE_MAX_S):
+        if "exp" not in signed:
+            raise ClaimRefused("ttl_missing", "no exp")
+        raise ClaimRefused("expiry_malformed", "exp is not a NumericDate in whole seconds")
+    if "jti" not in signed:
+        raise ClaimRefused("jti_required", "no jti")
+    if "org_id" not in signed:
+        raise ClaimRefused("org_missing", "no org_id")
+    jti, org_id = signed["jti"], signed["org_id"]
+    sub: Any = get("sub")
+    uses: Any = get("uses")
+    _require_name("jti", jti, limits.JTI_MAX_CHARACTERS)
+    _require_name("org_id", org_id, limits.SUBJECT_MAX_CHARACTERS)
+    _require_name("sub", sub, limits.SUBJECT_MAX_CHARACTERS)
+    iat, nbf = get("iat"), get("nbf")
+    if not (type(iat) is int and 0 < iat < limits.NUMERIC_DATE_MAX_S):
+        raise ClaimRefused("claim_malformed", "iat is missing or not a NumericDate in whole seconds")
+    if not (type(nbf) is int and 0 < nbf < limits.NUMERIC_DATE_MAX_S):
+        raise ClaimRefused("claim_malformed", "nbf is missing or not a NumericDate in whole seconds")
+    if not (nbf < exp and iat < exp):
+        raise ClaimRefused("claim_malformed", "exp does not lie after nbf and iat")
+    if uses not in ("once", "many"):
+        raise ClaimRefused("claim_malformed", 'uses is neither "once" nor "many"')
+    idempotency_key = get("idempotency_key")
+    if idempotency_key is not None or "idempotency_key" in signed:
+        _require_idempotency_key(idempotency_key)
+    grant = _grant(get("authorization_details"))
+    return Claims(signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, idempotency_key)
+
+
+def _refuse_audience(signed: dict[str, Any], audience: str) -> None:
+    """Raise, unless aud is a list of exactly one text, ours (RFC 7519 section 4.1.3; more than one: our profile)."""
+    if "aud" not in signed:
+        raise ClaimRefused("audience_missing", "no aud")
+    aud = signed["aud"]
+    if type(aud) is list and len(aud) == 1:
+        aud = aud[0]
+    if type(aud) is not str:
+        raise ClaimRefused("audience_malformed", "aud is not one text")
+    if aud != audience:
+        raise ClaimRefused("audience_mismatch", "aud names another deployment")
+
+
+def _require_name(claim: str, value: Any, max_characters: int) -> None:
+    """A name that is shown and logged: short, and without control characters."""
+    if not (type(value) is str and 0 < len(value) <= max_characters and value.isprintable()):
+        raise ClaimRefused("claim_malformed", f"{claim} is missing or not a text of 1 to {max_characters} characters")
+
+
+def _require_idempotency_key(value: Any) -> None:
+    if type(value) is not str or not 0 < len(value.encode()) <= limits.IDEMPOTENCY_KEY_MAX_BYTES:
+        raise ClaimRefused(
+            "claim_malformed", f"idempotency_key is not a text of 1 to {limits.IDEMPOTENCY_KEY_MAX_BYTES} bytes"
+        )
+
+
+def _grant(details: Any) -> Grant:
+    """The one grant. Whether it is too broad, or lacks the action, is said when the trigger is authorized."""
+    if type(details) is not list or len(details) != 1 or type(details[0]) is not dict:
+        raise ClaimRefused("grant_malformed", "authorization_details is not a list of exactly one object")
+    grant: dict[str, Any] = details[0]
+    if grant.get("type") != GRANT_TYPE:
+        raise ClaimRefused("grant_malformed", f"the grant's type is not {GRANT_TYPE}")
+    if not grant.keys() <= _GRANT_MEMBERS:
+        # A condition this gate does not know would not be enforced (RFC 9396 section 5).
+        raise ClaimRefused("grant_malformed", "the grant holds a member this gate does not know")
+    params = grant.get("params", _NO_PARAMS)
+    if type(params) is not dict:
+        raise ClaimRefused("grant_malformed", "params is not an object")
+    if params and _holds_token(params):
+        raise ClaimRefused("grant_malformed", "a parameter holds something shaped like a token")
+    digest = grant.get("params_sha256")
+    if (digest is not None or "params_sha256" in grant) and not (type(digest) is str and _SHA256_HEX.fullmatch(digest)):
+        raise ClaimRefused("grant_malformed", "params_sha256 is not 64 hexadecimal digits")
+    return Grant(_texts(grant, "actions"), _texts(grant, "jobs"), params, digest)
+
+
+def _texts(grant: dict[str, Any], member: str) -> tuple[str, ...]:
+    """A list of short texts; absent is empty, which grants nothing."""
+    values = grant.get(member, ())
+    if values == ():
+        return ()
+    if type(values) is not list or len(values) > limits.GRANT_JOBS_MAX:
+        raise ClaimRefused("grant_malformed", f"{member} is not a list of at most {limits.GRANT_JOBS_MAX} texts")
+    for value in values:
+        if type(value) is not str or not 0 < len(value.encode()) <= limits.JOB_NAME_MAX_BYTES:
+            raise ClaimRefused("grant_malformed", f"{member} holds something else than a short text")
+    return tuple(values)
+
+
+def _holds_token(value: Any) -> bool:
+    """Whether any text in it is shaped like a token. Depth is bounded: strict JSON was read before."""
+    if type(value) is str:
+        return token_shaped(value)
+    if type(value) is dict:
+        for name, member in value.items():
+            if token_shaped(name) or _holds_token(member):
+                return True
+    elif type(value) is list:
+        return any(map(_holds_token, value))
+    return False
