@@ -33,11 +33,12 @@ _HANDLE_TEXT: Final = re.compile(rf"ref:(?<![A-Za-z0-9]ref:){_LONG}")
 _HANDLE: Final = re.compile(_HANDLE_TEXT.pattern.encode())
 
 # What may follow in a token that something was done to: a piece after a dot with at most two odd bytes before it; or,
-# after one odd byte, a line break or one character beyond ASCII, a piece long enough to matter.
-_MORE: Final = (
-    rf"(?:(?={_X}{{0,2}}\.){_X}{{1,4}}+{_B}*+"
-    rf"|(?:[=\s]{{1,8}}+|[\x80-\xff]{{1,4}}+|{_X})(?:{_LONG}|{_B}++(?:{_X}{{0,2}}\.{_X}?|[=\s]{{1,8}}+){_LONG}))*+"
-)
+# after a line break, one odd byte (however escaped) or one character beyond ASCII, a piece long enough to matter.
+_GAP: Final = rf"[=\s]{{0,8}}+(?:[\x80-\xff]{{1,4}}+|\\{{1,16}}+{_X}?|{_X})?[=\s]{{0,8}}+"
+_DOT: Final = rf"(?={_X}{{0,2}}\.){_X}{{1,4}}+"
+# (An altered byte may read as the start of an escape and swallow up to five characters of the piece.)
+_REST: Final = rf"{_B}{{{_PIECE_MIN_BYTES - 5},}}+"
+_MORE: Final = rf"(?:{_DOT}{_B}*+|{_GAP}(?:{_REST}|{_B}++(?:{_DOT}|{_GAP}){_REST}))*+"
 # An untouched token of ours ends after its 64-byte signature; anything else takes along what follows closely.
 _HEADED: Final = re.compile(rf"{_HEADER}(?:{_B}*+\.{_B}++\.{_B}{{86}}(?![A-Za-z0-9_.-])|{_B}*+{_MORE})".encode())
 # base64 of base64: an encoded record, or the whole of a Basic authorization.

@@ -186,7 +186,9 @@ class Records:
 
     def __init__(self, batch: Batch, max_bytes: int) -> None:
         self._raw = _expanded(batch, max_bytes) if batch.codec else batch.raw
-        self._records: Iterator[Any] = iter(DefaultRecordBatch(self._raw))
+        self._count = int(_HEADER.unpack_from(self._raw)[12])
+        # Through islice: aiokafka's own iterator may be asked for only once.
+        self._records: Iterator[Any] = islice(DefaultRecordBatch(self._raw), self._count)
         self._done = 0
 
     def take(self, limit: int) -> list[Any]:
@@ -195,6 +197,8 @@ class Records:
         Header names that are not UTF-8 come out with replacement characters; aiokafka's reader would raise.
         """
         taken: list[Any] = []
+        # Never past the last: aiokafka's reader begins anew, at the wrong place.
+        limit = min(limit, self._count - self._done)
         try:
             for record in islice(self._records, limit):
                 taken.append(record)  # noqa: PERF402 - what came before an error must stay

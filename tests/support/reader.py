@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -50,11 +51,14 @@ def count_up_to(bootstrap: str, topic: str, wanted: int, timeout_s: float) -> in
         consumer.close()
 
 
-def read_topic(bootstrap: str, topic: str, isolation: Isolation = "read_committed") -> Topic:
-    """Everything on a topic, in the order of its partitions' offsets. Raises KafkaException."""
+def read_topic(
+    bootstrap: str, topic: str, isolation: Isolation = "read_committed", partitions: Sequence[int] | None = None
+) -> Topic:
+    """Everything on a topic or some of its partitions, in the order of offsets. Raises KafkaException."""
     consumer = consumer_of(bootstrap, isolation)
     try:
-        partitions = sorted(consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions)
+        if partitions is None:
+            partitions = sorted(consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         records: list[Read] = []
         ends: dict[int, int] = {}
