@@ -92,7 +92,9 @@ class Telemetry(_Section):
     """What the gate tells about itself."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = Field(9464, description="of the first worker; the next take the next")
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        9464, description="of the first worker; the next take the next"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
 

@@ -18,13 +18,15 @@ BATCH_RECORDS: Final = Histogram(
     "tollgate_batch_records", "Records in one transaction", buckets=(1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 )
 COMMIT_SECONDS: Final = Histogram(
-    "tollgate_commit_seconds", "First request of a transaction to its known end",
+    "tollgate_commit_seconds",
+    "First request of a transaction to its known end",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 LANE_STATE: Final = Gauge("tollgate_lane_state", "1 for the state a lane is in", ["lane", "state"])
 LANE_LAG: Final = Gauge("tollgate_lane_lag_records", "Records waiting in a lane", ["lane", "topic"])
 QUEUE_AGE: Final = Histogram(
-    "tollgate_queue_age_seconds", "Broker's append time of a trigger to its decision",
+    "tollgate_queue_age_seconds",
+    "Broker's append time of a trigger to its decision",
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600, 3_600, 14_400),
 )
 RESTORE_SECONDS: Final = Gauge("tollgate_restore_seconds", "Time the last restore of a lane took", ["lane"])

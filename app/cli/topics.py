@@ -87,3 +87,38 @@ def _end(checked: Checked, *, say_findings: bool = True) -> None:
     if checked.deployment is None:
         common.fail(f"{len(checked.fatal)} finding(s) keep a gate from starting")
     common.say(f"the topics are right: {checked.deployment.lanes} lanes, deployment {checked.deployment.birth_id}")
+
+
+@app.command(name="accept-gap")
+def accept_gap(
+    *,
+    lane: Annotated[
+        int, typer.Argument(min=0, metavar="LANE", help="the lane that stopped, as the gate's log names it")
+    ],
+    reason: Annotated[str, typer.Option("--reason", help="why it is right to go on; kept in the audit")],
+    by: Annotated[
+        str | None, typer.Option("--by", show_default=False, help="who decides; default the user name")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do it; without this, only say what would be given up")] = False,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+) -> None:
+    """Go on without records that were deleted undecided, or without a checkpoint that was lost.
+
+    A lane whose position lies outside its topic stops by name instead of guessing. This takes the lane's lock, sets its
+    position to the first record there is, and writes that to the audit.
+
+    Example: tollgate topics accept-gap 3 --reason "retention was too short last night" --yes
+    """
+    import getpass
+
+    from app.stream import gap
+
+    settings = common.settings_of(bootstrap, prefix)
+    try:
+        accepted = common.run(gap.accept(settings, lane, by or getpass.getuser(), reason, commit=yes))
+    except gap.NoGap as error:
+        common.fail(str(error), common.NOTHING_MATCHED)
+    for one in accepted:
+        common.say(f"{one.topic}[{lane}]: offsets {one.from_offset} to {one.to_offset - 1} will never be decided")
+    common.say("accepted, and written to the audit" if yes else "nothing was done: run it again with --yes to go on")

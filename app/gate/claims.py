@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from app.gate import limits
-from app.gate.reasons import Rejected
 from app.gate.quick import quick_claims
+from app.gate.reasons import Rejected
 from app.gate.redact import token_shaped
 
 Uses = Literal["once", "many"]
@@ -65,9 +65,7 @@ def read_claims(signed: dict[str, Any], kid: str, token_class: str, audience: st
     """
     quick = quick_claims(signed, audience)
     if quick is not None:
-        sub, org_id, jti, iat, nbf, exp, uses, job, key = quick
-        grant = Grant(_USUAL_ACTIONS, (job,), _NO_PARAMS)
-        return Claims(signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, key)
+        return _of_quick(signed["iss"], kid, token_class, quick)
     get = signed.get
     if get("aud") != audience:
         _refuse_audience(signed, audience)
@@ -100,6 +98,12 @@ def read_claims(signed: dict[str, Any], kid: str, token_class: str, audience: st
         _require_idempotency_key(idempotency_key)
     grant = _grant(get("authorization_details"))
     return Claims(signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, idempotency_key)
+
+
+def _of_quick(iss: str, kid: str, token_class: str, quick: tuple[Any, ...]) -> Claims:
+    sub, org_id, jti, iat, nbf, exp, uses, job, key = quick
+    grant = Grant(_USUAL_ACTIONS, (job,), _NO_PARAMS)
+    return Claims(iss, kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, key)
 
 
 def _refuse_audience(signed: dict[str, Any], audience: str) -> None:

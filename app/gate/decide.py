@@ -16,11 +16,19 @@ import msgspec
 
 from app.gate import idempotency
 from app.gate.idempotency import Identity
+from app.gate.keyset import KeyRing
 from app.gate.policy import (
-    Authorized, Job, Revocations, TrustRule, check_bearer, check_time, merge_params, permit, within_grace,
+    Authorized,
+    Job,
+    Revocations,
+    TrustRule,
+    check_bearer,
+    check_time,
+    merge_params,
+    permit,
+    within_grace,
 )  # fmt: skip
 from app.gate.reasons import Rejected
-from app.gate.keyset import KeyRing
 from app.gate.token import Claims, KeyWanted, VerifiedToken, verify
 from app.gate.trigger import Record, Trigger, parse
 
@@ -162,9 +170,7 @@ def admit(record: Record, world: World, memo: Memo, *, wait_for_keys: bool = Tru
         return Refused(Request(source), internal_deny(error))
 
 
-def _admit(
-    record: Record, source: Source, world: World, memo: Memo, wait_for_keys: bool
-) -> Admitted | Refused | Held:
+def _admit(record: Record, source: Source, world: World, memo: Memo, wait_for_keys: bool) -> Admitted | Refused | Held:
     # 1 parse
     trigger = Rejected("batch_too_large") if record.batch_too_large else parse(record)
     if isinstance(trigger, Rejected):
@@ -232,9 +238,7 @@ def internal_deny(error: Exception) -> Rejected:
     return Rejected("internal_deny", f"{type(error).__name__} in {where}")
 
 
-def _judge(
-    source: Source, trigger: Trigger, token: VerifiedToken, world: World, memo: Memo
-) -> Admitted | Refused:
+def _judge(source: Source, trigger: Trigger, token: VerifiedToken, world: World, memo: Memo) -> Admitted | Refused:
     claims = token.claims
     appended_at_ms = source.appended_at_ms
     bearer = _bearer(claims, world, memo)

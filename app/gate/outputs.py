@@ -15,9 +15,8 @@ from typing import Any, Final
 import msgspec
 
 from app.gate import limits
-from app.gate.policy import Authorized
 from app.gate.decide import Accepted, Admitted, Refused, Request, Source
-
+from app.gate.policy import Authorized
 from app.gate.reasons import Rejected
 from app.gate.redact import redact
 from app.gate.token import Claims, VerifiedToken
@@ -159,6 +158,22 @@ class AuditRecord(msgspec.Struct, frozen=True):
     presentations: list[Presentation]
 
 
+class Gap(msgspec.Struct, frozen=True):
+    """Records of a lane that were never decided, and who chose to go on without them."""
+
+    topic: str
+    from_offset: int
+    to_offset: int
+    by: str
+    reason: str
+
+
+class GapRecord(AuditRecord, frozen=True):
+    """audit: an accepted gap, in the lane's chain like any other record."""
+
+    gaps: list[Gap] = []
+
+
 class Checkpoint(msgspec.Struct, frozen=True):
     """checkpoints: where a lane stands. Commits with what it describes, so the two cannot disagree."""
 
@@ -274,8 +289,8 @@ def presentation(
         )  # fmt: skip
     claims = token.claims
     return Presentation(
-        request.source.trigger_id, claims.iss, claims.sub, claims.jti, token.fingerprint, job_name, outcome, stage, code,
-        run_id, request.within_grace,
+        request.source.trigger_id, claims.iss, claims.sub, claims.jti, token.fingerprint, job_name, outcome, stage,
+        code, run_id, request.within_grace,
     )  # fmt: skip
 
 
@@ -345,7 +360,7 @@ def read_handoff(value: bytes) -> tuple[Handoff, Source, Trigger, VerifiedToken]
     source = Source(origin.partition, origin.offset, origin.appended_at_ms, origin.id)
     trigger = Trigger(
         record.job, record.params, "", origin.idempotency_key, origin.correlation_id, origin.params_sha256,
-        record.traceparent, origin.ce_id, False, origin.ce_source,  # noqa: FBT003
+        record.traceparent, origin.ce_id, False, origin.ce_source,
     )  # fmt: skip
     return record, source, trigger, VerifiedToken(record.claims, record.token_fingerprint, record.insecure)
 
@@ -439,5 +454,3 @@ def _token(request: Request) -> VerifiedToken:
 def _trigger(request: Request) -> Trigger:
     assert request.trigger is not None  # noqa: S101
     return request.trigger
-
-

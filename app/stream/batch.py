@@ -65,7 +65,7 @@ def encode(
 ) -> bytes:
     """One transactional batch of all records, in order. Record count ≥ 1."""
     parts: list[bytes] = []
-    append, join, length = parts.append, b"".join, _length
+    append, join = parts.append, b"".join
     # Many records share one tuple of headers: by its identity, which holds while the records do.
     encoded: dict[tuple[int, bool], bytes] = {}
     for delta, record in enumerate(records):
@@ -75,13 +75,13 @@ def encode(
         if tail is None:
             tail = encoded[(id(headers), event)] = _headers(headers, event)
         raw = join((
-            b"\x00\x00", length(delta),
-            *(_NO_BYTES if key is None else (length(len(key)), key)),
-            *(_NO_BYTES if value is None else (length(len(value)), value)),
+            b"\x00\x00", _length(delta),
+            *(_NO_BYTES if key is None else (_length(len(key)), key)),
+            *(_NO_BYTES if value is None else (_length(len(value)), value)),
             tail,
-            *((_CE_ID, length(len(key)), key) if event and key is not None else ()),
+            *((_CE_ID, _length(len(key)), key) if event and key is not None else ()),
         ))  # fmt: skip
-        append(length(len(raw)))
+        append(_length(len(raw)))
         append(raw)
     payload: Any = join(parts)
     if codec == CODECS["lz4"]:
@@ -145,9 +145,7 @@ class ExpandsTooFar(Exception):  # noqa: N818 - it is what the batch does
     """The batch decompresses to more than the limit."""
 
 
-def visible(
-    raw: bytes, aborted: Sequence[tuple[int, int]] | None, position: int
-) -> Iterator[tuple[Batch | None, int]]:
+def visible(raw: bytes, aborted: Sequence[tuple[int, int]] | None, position: int) -> Iterator[tuple[Batch | None, int]]:
     """The batches of one fetch response that a read_committed reader sees, from `position` on.
 
     Yields (batch, next offset); batch is None for what is passed over: markers, aborted records. `aborted` is the

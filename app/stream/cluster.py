@@ -23,7 +23,7 @@ from app.config import Kafka
 from app.gate.trigger import Record
 from app.stream import batch
 from app.stream.connect import client_options
-from app.stream.log import OffsetGone, Partition, ReadRecord, Watermarks, Writer
+from app.stream.log import OffsetGone, Partition, ReadRecord, Unreadable, Watermarks, Writer
 from app.stream.transaction import KafkaWriter
 from app.telemetry import Event, log
 
@@ -100,7 +100,11 @@ class Cluster:
             self._client, transactional_id, owner=owner, timeout_ms=self._transaction_timeout_ms,
             deadline_s=self._deadline_s, codec=self._codec,
         )  # fmt: skip
-        await writer.fence()
+        try:
+            await writer.fence()
+        except BaseException:
+            await writer.close()  # its connections are its own: nobody else would let go of them
+            raise
         return writer
 
     async def watermarks(self, partition: Partition) -> Watermarks:
@@ -118,14 +122,12 @@ class Cluster:
         _raise_for(row[1])
         return int(row[3])
 
-    async def read(
-        self, partition: Partition, start: int, end: int
-    ) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
+    async def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
         position = start
         group = ("read", partition)
         try:
             while position < end:
-                raw, aborted, _ = await self._fetch_one(partition, position, group)
+                raw, aborted = await self._fetch_one(partition, position, group)
                 chunk: list[ReadRecord] = []
                 for part, next_offset in batch.visible(raw, aborted, position):
                     if part is not None:
@@ -141,7 +143,7 @@ class Cluster:
 
     async def _fetch_one(
         self, partition: Partition, position: int, group: Hashable
-    ) -> tuple[bytes, Sequence[tuple[int, int]], int]:
+    ) -> tuple[bytes, Sequence[tuple[int, int]] | None]:
         size = RESTORE_FETCH_BYTES
         request = FetchRequest(
             FETCH_WAIT_MS, 1, size, _READ_COMMITTED, [(partition[0], [(partition[1], position, size)])]
@@ -158,7 +160,7 @@ class Cluster:
                 except KafkaError as error:
                     await self._again(error)
                 else:
-                    return row[-1] or b"", _aborted(row), row[2]
+                    return bytes(row[-1] or b""), _aborted(row)
 
     async def _again(self, error: KafkaError) -> None:
         """Wait a little and look for new leaders, for errors that pass; any other is raised."""
@@ -220,7 +222,11 @@ class Cluster:
             for topic, rows in response.topics:
                 for row in rows:
                     tail = asked[(topic, row[0])]
-                    stale |= self._deliver(tail, row, sent_at_s)
+                    try:
+                        stale |= self._deliver(tail, row, sent_at_s)
+                    except Exception as error:
+                        # Bytes we cannot read stop the one partition, by name, and no other.
+                        tail.broken(error)
             if stale:
                 await asyncio.sleep(RETRY_S)
                 await self._client.force_metadata_update()
@@ -255,6 +261,7 @@ class KafkaTail:
         self._current_end = position
         self._high = position
         self._gone = False
+        self._error: Exception | None = None
         self.confirmed_at_s = float("-inf")
 
     @property
@@ -283,7 +290,14 @@ class KafkaTail:
         self._gone = True
         self._wake.set()
 
+    def broken(self, error: Exception) -> None:
+        self._error = error
+        self._gone = True
+        self._wake.set()
+
     def take(self, limit: int, max_bytes: int) -> list[Record]:
+        if self._error is not None:
+            raise Unreadable(f"{self.partition[0]}[{self.partition[1]}] at {self.fetched}: {self._error}")
         if self._gone:
             raise OffsetGone(self.partition, self.fetched, -1, self._high)
         taken: list[Record] = []
@@ -358,4 +372,4 @@ def _aborted(row: Any) -> Sequence[tuple[int, int]] | None:
 
 def _raise_for(code: int) -> None:
     if code:
-        raise for_code(code)()
+        raise for_code(code)

@@ -22,14 +22,24 @@ from app.gate.outputs import Checkpoint, Place, Seal
 from app.gate.trigger import Record
 from app.stream import restore
 from app.stream.clock import LaneClock
-from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Writer
+from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreadable, Writer
 from app.stream.store import Store
 from app.stream.tables import Tables
 from app.stream.topics import Topic
 from app.stream.turn import TURN_BYTES, Behind, Foreign, Handed, Judged, LaneBroken, Turn
 from app.telemetry import (
-    BATCH_RECORDS, COMMIT_SECONDS, DECISIONS, HANDOFFS, HELD, LANE_LAG, LANE_STATE, QUEUE_AGE, STORE_ENTRIES,
-    TRANSACTIONS, Event, log,
+    BATCH_RECORDS,
+    COMMIT_SECONDS,
+    DECISIONS,
+    HANDOFFS,
+    HELD,
+    LANE_LAG,
+    LANE_STATE,
+    QUEUE_AGE,
+    STORE_ENTRIES,
+    TRANSACTIONS,
+    Event,
+    log,
 )  # fmt: skip
 
 SLICE_S: Final = 0.01  # other lanes' answers are not kept waiting longer than this
@@ -140,7 +150,7 @@ class Lane:
                     retry_s = max(retry_s, RETRY_FIRST_S * 4)
                 except (CommitUnknown, KafkaError, TimeoutError, OSError) as error:
                     log.warning(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
-                except (LaneBroken, OffsetGone, restore.CheckpointLost) as error:
+                except (LaneBroken, OffsetGone, Unreadable, restore.CheckpointLost) as error:
                     self._stop(str(error))
                     break
                 except Exception as error:
@@ -328,10 +338,10 @@ class Lane:
             if topic is Topic.HANDOFFS:
                 items.append(self._judge_handoff(record, world))
             else:
-                result = decide.admit(record, world, memo)
-                if isinstance(result, Held) and not may_fetch(result.wanted):
-                    result = decide.admit(record, world, memo, wait_for_keys=False)
-                items.append(Judged(record, result))
+                admitted = decide.admit(record, world, memo)
+                if isinstance(admitted, Held) and not may_fetch(admitted.wanted):
+                    admitted = decide.admit(record, world, memo, wait_for_keys=False)
+                items.append(Judged(record, admitted))
             result = items[-1].result
             if isinstance(result, Refused) and result.rejected.code == "internal_deny":
                 log.error(Event.INTERNAL_DENY, lane=self.number, offset=record.offset, detail=result.rejected.detail)
@@ -378,8 +388,8 @@ class Lane:
         shared = self._shared
         checkpoint = msgspec.structs.replace(
             self._checkpoint,
-            triggers_offset=self._next_offset(Topic.TRIGGERS, self._triggers, turn),
-            handoffs_offset=self._next_offset(Topic.HANDOFFS, self._handoffs, turn),
+            triggers_offset=self._next_offset(Topic.TRIGGERS, self._triggers),
+            handoffs_offset=self._next_offset(Topic.HANDOFFS, self._handoffs),
             lane_clock_ms=self._clock.floor_ms,
         )
         checkpoints = (shared.topics[Topic.CHECKPOINTS], self.number)
@@ -410,7 +420,7 @@ class Lane:
             self._sweep(min(turn.triggers_in, SWEEP_RECORDS))
         self.on_commit(self.number, checkpoint.triggers_offset)
 
-    def _next_offset(self, topic: Topic, tail: Tail, turn: Turn | None) -> int:
+    def _next_offset(self, topic: Topic, tail: Tail) -> int:
         """After the last record decided; past markers and aborted records when none is waiting."""
         waiting = next((record.offset for kind, record in self._queue if kind is topic), None)
         if waiting is not None:
@@ -435,5 +445,3 @@ class Lane:
         """Figures that cost something: asked once in a while."""
         if self._store is not None:
             STORE_ENTRIES.labels(self.number).set(self._store.estimate())
-
-

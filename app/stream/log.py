@@ -34,6 +34,10 @@ class OffsetGone(Exception):  # noqa: N818
         self.partition, self.position, self.start, self.end = partition, position, start, end
 
 
+class Unreadable(Exception):  # noqa: N818
+    """A partition holds bytes that are no record batch we know."""
+
+
 class Placed(NamedTuple):
     """Where one partition's records of a transaction landed."""
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -23,7 +23,7 @@ class Probes:
             self._server = ThreadingHTTPServer((host, port), _handler(ready, live))
         except OSError as error:
             raise ConfigError(
-                f"telemetry port {host}:{port} cannot be opened ({error.strerror}): set telemetry.port, 0 for a free one"
+                f"telemetry port {host}:{port} cannot be opened ({error.strerror}): set telemetry.port (0: a free one)"
             ) from None
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
@@ -32,7 +32,7 @@ class Probes:
     def port(self) -> int:
         return int(self._server.server_address[1])
 
-    def __enter__(self) -> Probes:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -45,7 +45,7 @@ class Probes:
 
 def _handler(ready: Verdict, live: Verdict) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             match self.path.partition("?")[0]:
                 case "/metrics":
                     self._answer(200, generate_latest(), CONTENT_TYPE_LATEST)

@@ -30,9 +30,7 @@ class CheckpointLost(Exception):  # noqa: N818
     """A lane has no checkpoint, or one of another deployment: a named stop, never a reset."""
 
 
-async def open_local(
-    directory: Path, cluster_id: str, birth_id: str, lane: int
-) -> tuple[Store, Path]:
+async def open_local(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tuple[Store, Path]:
     """The lane's store; when a zombie holds its lock for more than a second, one beside it."""
     deadline = time.monotonic() + stores.LOCK_WAIT_S
     path, number = directory / f"lane-{lane}", 0

@@ -76,7 +76,7 @@ class Sealer:
         return sha256(b"\x00\x00\x00\x01" + self._shared + other_info + _KEY_BITS.to_bytes(4, "big")).digest()
 
 
-def unsealed(taken: Sequence[bytes], trigger_id: str, value: bytes) -> None:  # noqa: ARG001 - the shape of Seal
+def unsealed(taken: Sequence[bytes], trigger_id: str, value: bytes) -> None:
     """Without a sealing key what was taken out is left out."""
 
 

@@ -1,4 +1,4 @@
-"""The local store of a lane: RocksDB, written only after a commit is known, with the changelog offset in the same write.
+"""The local store of a lane: RocksDB, written after a commit is known, with the changelog offset in the same write.
 
 It never holds what was not committed, so a crash needs no wipe; it may be deleted whenever no gate runs.
 """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-
 from typing import Final
 
 import msgspec
@@ -77,7 +76,7 @@ class Tables:
             marks = await self._log.watermarks(partition)
             position = marks.start
             if position < marks.high:
-                async for chunk, position in self._log.read(partition, position, marks.high):  # noqa: B020
+                async for chunk, position in self._log.read(partition, position, marks.high):  # noqa: B007, B020
                     for record in chunk:
                         self._apply(topic, record)
             self._positions[topic] = position
@@ -162,5 +161,3 @@ class Tables:
     async def fetch_key(self, wanted: KeyWanted) -> None:
         if wanted.kid is not None:
             await self._keys.want(wanted.iss, wanted.kid)
-
-

@@ -47,19 +47,29 @@ _OUTPUT: Final = {"max.message.bytes": str(OUTPUT_MAX_BYTES)}
 
 LAYOUT: Final[dict[Topic, Layout]] = {
     # Short retention: it holds live tokens.
-    Topic.TRIGGERS: Layout(True, {"cleanup.policy": "delete", **LOG_APPEND},
-                           {"retention.ms": str(DAY_MS), "max.message.bytes": str(TRIGGERS_MAX_BYTES)}),
-    Topic.HANDOFFS: Layout(True, {"cleanup.policy": "delete", **LOG_APPEND},
-                           {"retention.ms": str(30 * DAY_MS), **_OUTPUT}),
+    Topic.TRIGGERS: Layout(
+        True,
+        {"cleanup.policy": "delete", **LOG_APPEND},
+        {"retention.ms": str(DAY_MS), "max.message.bytes": str(TRIGGERS_MAX_BYTES)},
+    ),
+    Topic.HANDOFFS: Layout(
+        True, {"cleanup.policy": "delete", **LOG_APPEND}, {"retention.ms": str(30 * DAY_MS), **_OUTPUT}
+    ),
     Topic.JOBS: Layout(True, {"cleanup.policy": "delete"}, {"retention.ms": str(7 * DAY_MS), **_OUTPUT}),
     Topic.RECEIPTS: Layout(True, {"cleanup.policy": "delete"}, {"retention.ms": str(7 * DAY_MS), **_OUTPUT}),
     Topic.DEAD_LETTERS: Layout(True, {"cleanup.policy": "delete"}, {"retention.ms": str(14 * DAY_MS), **_OUTPUT}),
     Topic.AUDIT: Layout(True, {"cleanup.policy": "delete"}, {"retention.ms": str(90 * DAY_MS), **_OUTPUT}),
     # retention.ms ≥ longest window + queue-age cap + segment.ms; see stream/topics.py, which checks the sum.
-    Topic.IDEMPOTENCY: Layout(True, {"cleanup.policy": "compact,delete", **LOG_APPEND},
-                              {"retention.ms": str(8 * DAY_MS), "segment.ms": str(DAY_MS), **_OUTPUT}),
-    Topic.CHECKPOINTS: Layout(True, {"cleanup.policy": "compact", **LOG_APPEND},
-                              {"segment.bytes": str(1 << 20), "min.cleanable.dirty.ratio": "0.1"}),
+    Topic.IDEMPOTENCY: Layout(
+        True,
+        {"cleanup.policy": "compact,delete", **LOG_APPEND},
+        {"retention.ms": str(8 * DAY_MS), "segment.ms": str(DAY_MS), **_OUTPUT},
+    ),
+    Topic.CHECKPOINTS: Layout(
+        True,
+        {"cleanup.policy": "compact", **LOG_APPEND},
+        {"segment.bytes": str(1 << 20), "min.cleanable.dirty.ratio": "0.1"},
+    ),
     Topic.REGISTRY: Layout(False, {"cleanup.policy": "compact"}, {}),
     Topic.REVOCATIONS: Layout(False, {"cleanup.policy": "compact"}, {}),
 }

@@ -122,7 +122,7 @@ class KafkaWriter:
                 return
             errors = sorted((for_code(code) for code in codes), key=lambda kind: kind is not ConcurrentTransactions)
             if errors[0] is not ConcurrentTransactions:
-                raise errors[0]()
+                raise errors[0]
             await asyncio.sleep(MARKERS_WAIT_S)
 
     async def _produce(self, parts: Mapping[Partition, Sequence[Out]]) -> Mapping[Partition, Placed]:
@@ -157,12 +157,12 @@ class KafkaWriter:
                     placed[(topic, number)] = Placed(base_offset, appended_at_ms)
         missing = parts.keys() - placed.keys()
         if missing:
-            raise KafkaError(f"no answer for {sorted(missing)[0]}")
+            raise KafkaError(f"no answer for {min(missing)}")
         return placed
 
     async def _end(self) -> None:
         """EndTxn, once. Any answer but success leaves the end unknown."""
-        request = EndTxnRequest(self._id, self._producer_id, self._epoch, True)  # noqa: FBT003
+        request = EndTxnRequest(self._id, self._producer_id, self._epoch, True)
         response = await self._client.send(self._coordinator, request, group=self._group)
         _raise_for(response.error_code)
 

@@ -15,7 +15,8 @@ from app.gate import decide, outputs
 from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Refused, Request, Source, World
 from app.gate.outputs import AuditRecord, Checkpoint, Out, Place, Presentation, Redacted, Seal, Stamp
 from app.gate.reasons import Rejected
-from app.gate.trigger import Record
+from app.gate.token import VerifiedToken
+from app.gate.trigger import Record, Trigger
 from app.stream.log import Partition
 from app.stream.store import Store
 from app.stream.topics import Topic
@@ -33,8 +34,8 @@ class Handed(msgspec.Struct, frozen=True):
 
     handoff: outputs.Handoff
     source: Source
-    trigger: decide.Trigger
-    token: decide.VerifiedToken
+    trigger: Trigger
+    token: VerifiedToken
 
 
 class Foreign(msgspec.Struct, frozen=True):
@@ -152,9 +153,7 @@ class Turn:
         if verdict.entry is not None and admitted.identity is not None:
             self.overlay[admitted.identity.digest] = verdict.entry
             self._write(Topic.IDEMPOTENCY, Out(admitted.identity.digest, verdict.entry))
-        self._answer(
-            admitted.request, outcome="accepted", job_name=admitted.authorized.job.name, run_id=verdict.run_id
-        )
+        self._answer(admitted.request, outcome="accepted", job_name=admitted.authorized.job.name, run_id=verdict.run_id)
 
     def _refuse(self, item: Judged, refused: Refused) -> None:
         request = refused.request
@@ -214,9 +213,7 @@ class Turn:
             raise LaneBroken(f"{self._accepted} accepted, {self._jobs} jobs, {len(self._new_runs)} runs")
         if self.presentations:
             sequence = checkpoint.sequence + 1
-            audit = outputs.audit(
-                AuditRecord(self.lane, sequence, checkpoint.audit_head_sha256, self.presentations)
-            )
+            audit = outputs.audit(AuditRecord(self.lane, sequence, checkpoint.audit_head_sha256, self.presentations))
             self._write(Topic.AUDIT, audit)
             checkpoint = msgspec.structs.replace(
                 checkpoint, sequence=sequence, audit_head_sha256=outputs.digest(audit.value)

@@ -21,13 +21,11 @@ from aiokafka.errors import KafkaError
 
 from app import __version__
 from app.config import Settings
-from app.gate import decide
-from app.gate.decide import World
 from app.gate.outputs import Place
-from app.gate.policy import Revocations
 from app.stream import administration
 from app.stream.cluster import Cluster
 from app.stream.connect import client_options
+from app.stream.inquiry import empty_world
 from app.stream.lane import Deployment, Lane, State
 from app.stream.probes import Probes
 from app.stream.sealing import sealer_from
@@ -41,7 +39,6 @@ GAUGES_EVERY_S: Final = 5.0
 STUCK_AFTER_S: Final = 30.0  # a running lane that has not been round its loop for so long is not alive
 NEVER_MS: Final = 2**31 - 1
 KEEP_TOMBSTONES_MS: Final = 86_400_000  # delete.retention.ms of the changelog, Kafka's default
-FOR_EVER_MS: Final = 1 << 62
 GC_YOUNG_OBJECTS, GC_MIDDLE, GC_OLD = 50_000, 20, 100
 _STICKY: Final = (StickyPartitionAssignor,)
 
@@ -58,18 +55,10 @@ class Worker:
             settings.kafka, list(names.values()), transaction_timeout_ms=gate.transaction_timeout_ms,
             codec=gate.compression, max_batch_bytes=gate.expanded_batch_max_bytes,
         )  # fmt: skip
-        kept_ms = found.idempotency_retention_ms
-        window_ms = kept_ms - found.idempotency_segment_ms - gate.queue_age_cap_s * 1000 if kept_ms >= 0 else FOR_EVER_MS
         keys = JwksFollower(settings)
-        world = World(
-            audience=settings.audience, lanes=found.lanes, grace_s=gate.grace_s,
-            queue_age_cap_ms=gate.queue_age_cap_s * 1000, max_window_ms=window_ms,
-            run_seed=decide.run_seed(found.cluster_id, names[Topic.TRIGGERS]),
-            ring={}, rules={}, jobs={}, revocations=Revocations(),
-        )  # fmt: skip
         self._tables = Tables(
-            self._cluster, (names[Topic.REGISTRY], 0), (names[Topic.REVOCATIONS], 0), keys, world,
-            gate.max_staleness_ms / 1000,
+            self._cluster, (names[Topic.REGISTRY], 0), (names[Topic.REVOCATIONS], 0), keys,
+            empty_world(settings, found), gate.max_staleness_ms / 1000,
         )  # fmt: skip
         self._shared = Deployment(
             prefix=prefix, topics=names, cluster_id=found.cluster_id, birth_id=found.birth_id, lanes=found.lanes,
@@ -122,8 +111,8 @@ class Worker:
             await self._tables.start()
             await self._join()
             log.info(
-                Event.GATE_STARTED, version=__version__, lanes=self._found.lanes, bootstrap=self._settings.kafka.bootstrap,
-                prefix=self._settings.kafka.prefix, pid=os.getpid(),
+                Event.GATE_STARTED, version=__version__, lanes=self._found.lanes, pid=os.getpid(),
+                bootstrap=self._settings.kafka.bootstrap, prefix=self._settings.kafka.prefix,
             )  # fmt: skip
             chores = asyncio.create_task(self._chores())
             tables = asyncio.create_task(self._tables.ended())

@@ -6,6 +6,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -42,6 +43,7 @@ NEEDS: Final = {**drains.NEEDS, "restart": "restore"}
 def main() -> int:
     arguments = _arguments()
     names = _wanted(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped on the way out
     for name in [name for name in os.environ if name.startswith("TOLLGATE_")]:
         del os.environ[name]  # a setting of the caller's is no part of the measurement
     json_file = arguments.json.absolute() if arguments.json else None

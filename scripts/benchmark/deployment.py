@@ -140,7 +140,7 @@ class Gate(Child):
         while steady < 3:
             self.raise_if_dead()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the gate was not ready within {READY_TIMEOUT_S:.0f} s: {self.log_file}")
+                raise TimeoutError(f"the gate was not ready within {READY_TIMEOUT_S:.0f} s:\n{self.last_words()}")
             counts = [self._lanes(port) for port in self._ports]
             steady = steady + 1 if all(counts) and sum(counts) == self._deployment.lanes else 0
             time.sleep(0.1)

@@ -142,7 +142,7 @@ def _told(sample: Sample) -> str:
     return (
         f"{drained.triggers:,} triggers in {drained.seconds:.2f} s, {drained.per_second:,.0f}/s, "
         f"{drained.cpu_us:.1f} µs CPU each, {sample.ratio:.2f} of a raw verify ({sample.raw_us:.1f} µs); "
-        f"{drained.jobs:,} jobs, {drained.duplicates:,} duplicates, {drained.rejected:,} rejected; {drained.peak_mb:.0f} MB"
+        f"{drained.receipts:,} receipts, {drained.jobs:,} jobs, {drained.duplicates:,} duplicates; {drained.peak_mb:.0f} MB"
     )
 
 

@@ -64,7 +64,7 @@ class Decider:
         self._topics = {topic: setup.topic(topic) for topic in Topic}
         self._place = Place(self._topics[Topic.TRIGGERS], f"tollgate:{setup.prefix}", __version__)
         self._world = _world(setup)
-        self._memo: Any = {}
+        self._memo = decide.Memo()
 
     def turn(self, lane: int, store: Any, records: Sequence[Record]) -> Turn:
         """All records of one lane, decided. `store` needs `get_many` alone."""

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 STOP_TIMEOUT_S: Final = 30.0
+LAST_LINES: Final = 15
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -67,8 +68,10 @@ class Child:
     def raise_if_dead(self) -> None:
         code = self._process.poll()
         if code is not None:
-            said = self.log_file.read_text(errors="replace").splitlines()[-15:]
-            raise RuntimeError(f"{self.log_file.stem} ended with code {code}:\n" + "\n".join(said))
+            raise RuntimeError(f"{self.log_file.stem} ended with code {code}:\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-LAST_LINES:])
 
     def wait_for_line(self, word: str, timeout_s: float = 60.0) -> None:
         """Until the program has said `word`."""
@@ -76,7 +79,7 @@ class Child:
         while word not in self.log_file.read_text(errors="replace"):
             self.raise_if_dead()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.log_file.stem} did not say {word!r} within {timeout_s:.0f} s: {self.log_file}")
+                raise TimeoutError(f"{self.log_file.stem} did not say {word!r} within {timeout_s:.0f} s:\n{self.last_words()}")
             time.sleep(0.05)
 
     def stop(self) -> int:

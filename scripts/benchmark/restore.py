@@ -107,7 +107,7 @@ def _restart(run: Run, deployment: Deployment, request: Request) -> dict[str, An
         while (message := reader.poll(0.1)) is None or message.error() is not None:
             gate.raise_if_dead()
             if time.time() > deadline_s:
-                raise TimeoutError(f"no decision within {FIRST_DECISION_TIMEOUT_S:.0f} s: {gate.log_file}")
+                raise TimeoutError(f"no decision within {FIRST_DECISION_TIMEOUT_S:.0f} s:\n{gate.last_words()}")
         decided_s = time.time()
         gate.wait_ready()
         joined_s = _at_s(gate.events("gate_started")[0])

@@ -24,6 +24,7 @@ SAMPLE_S: Final = 0.05
 QUIET_S: Final = 0.5  # without a new receipt, before they are counted
 SETTLE_S: Final = 0.5  # between writing the backlog and releasing it
 DRAIN_TIMEOUT_S: Final = 600.0
+STALL_TIMEOUT_S: Final = 30.0  # without a new receipt
 
 
 class Drained(NamedTuple):
@@ -35,7 +36,6 @@ class Drained(NamedTuple):
     receipts: int  # that a read_committed reader finds; as many as triggers, or something is wrong
     jobs: int
     duplicates: int
-    rejected: int
     peak_mb: float
 
     @property
@@ -60,10 +60,13 @@ def drain(
     backlog.release()
     ended_s, cpu_after_s = _await_receipts(deployment, child, receipts_before, count, began_s, quiet_s)
     outcomes = _outcomes(deployment) - outcomes_before
+    refused = outcomes.keys() - {"accepted", "duplicate"}
+    if refused:
+        raise RuntimeError(f"good triggers were refused, so nothing was measured: {dict(outcomes)}")
     jobs = count_committed(deployment, Topic.JOBS) - jobs_before
     return Drained(
         count, ended_s - began_s, cpu_after_s - cpu_before_s, outcomes.total(), jobs, outcomes["duplicate"],
-        outcomes["rejected"], memory_mb(child.pid, "VmHWM"),
+        memory_mb(child.pid, "VmHWM"),
     )  # fmt: skip
 
 
@@ -80,8 +83,11 @@ def _await_receipts(
         elif seen - ends_before >= count and now_s - ended_s > quiet_s:  # markers count too: so many and quiet
             return ended_s, cpu_s
         child.raise_if_dead()
-        if now_s - began_s > DRAIN_TIMEOUT_S:
-            raise TimeoutError(f"{count} triggers were not decided within {DRAIN_TIMEOUT_S:.0f} s: {child.log_file}")
+        if now_s - ended_s > STALL_TIMEOUT_S or now_s - began_s > DRAIN_TIMEOUT_S:
+            raise TimeoutError(
+                f"{seen - ends_before:,} of {count:,} receipts {now_s - began_s:.0f} s after the backlog was released; "
+                f"{child.log_file.stem} says last:\n" + child.last_words()
+            )
 
 
 def count_committed(deployment: Deployment, topic: Topic) -> int:
@@ -99,7 +105,8 @@ def _outcomes(deployment: Deployment) -> Counter[str]:
     counts: Counter[str] = Counter()
 
     def add(value: bytes) -> None:
-        counts[json.loads(value)["outcome"]] += 1
+        receipt = json.loads(value)
+        counts[receipt["reason"] or receipt["outcome"]] += 1
 
     _read_committed(deployment, Topic.RECEIPTS, add)
     return counts

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.support.issuer import JOB, OtherIssuer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"
 PREFIX = "cli."
+READ_TIMEOUT_S = 30
 
 
 class Deployment:
@@ -155,9 +157,12 @@ def test_following_ends_cleanly_on_ctrl_c(deployment: Deployment) -> None:
         [PROGRAM, "receipts", "--follow"], env=deployment.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
+    watch = threading.Timer(READ_TIMEOUT_S, process.kill)
+    watch.start()
     assert process.stdout.readline().startswith("{")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
+    watch.cancel()
     assert (process.returncode, err) == (130, "")
 
 

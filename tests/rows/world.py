@@ -320,7 +320,7 @@ class Tail:
                         self._take[message.topic()](message)
                     if messages:
                         self._came.notify_all()
-            except Exception as error:  # noqa: BLE001 - raised to whoever waits
+            except Exception as error:  # raised to whoever waits
                 self.failure = error
                 return
 
@@ -545,6 +545,16 @@ class World:
 
     def outcomes(self, trigger_ids: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[Outcome]:
         return self.tail.outcomes(trigger_ids, timeout_s)
+
+    def ids_of(self, correlation_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> list[str]:
+        """The ids of triggers whose emitter was not told them, by what their receipts echo."""
+        wanted, deadline = list(correlation_ids), time.monotonic() + timeout_s
+        while True:
+            echoed = {receipts[0]["correlation_id"]: name for name, receipts in list(self.tail.receipts.items())}
+            if set(wanted) <= echoed.keys():
+                return [echoed[name] for name in wanted]
+            assert time.monotonic() < deadline, f"no receipt echoes {set(wanted) - echoed.keys()}"
+            time.sleep(0.1)
 
     def present(self, *triggers: Trigger) -> list[Outcome]:
         """Publish them all at once, and see what becomes of each."""

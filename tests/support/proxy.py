@@ -148,7 +148,8 @@ class KafkaProxy:
             asyncio.ensure_future(self._pump(Side.ANSWER, number, up_reader, writer, asked)),
         ]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(asyncio.CancelledError):  # by `_stop`
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:
                 pump.cancel()

@@ -29,7 +29,14 @@ CLAIMS = {
     "iss": ISS, "aud": AUD, "sub": "service:ci", "org_id": "acme", "iat": NOW_S, "nbf": NOW_S, "exp": NOW_S + 600,
     "jti": JTI, "uses": "once", "authorization_details": [GRANT],
 }  # fmt: skip
-ABSENT = object()
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"  # the same in every process: it is in names of tests
+
+
+ABSENT = _Absent()
 
 
 def b64(data: bytes) -> str:

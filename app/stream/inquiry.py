@@ -1,0 +1,118 @@
+"""An inquiry: one record of the triggers topic judged as a gate would judge it now, without writing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from aiokafka.errors import KafkaError
+
+from app.config import Settings
+from app.gate import decide
+from app.gate.decide import Admitted, Memo, World
+from app.gate.explain import Explanation, explain
+from app.gate.policy import Revocations
+from app.gate.trigger import Record
+from app.stream.cluster import Cluster
+from app.stream.tables import Tables
+from app.stream.topic_check import Deployment
+from app.stream.topics import Topic
+from app.trust import JwksFollower
+
+READ_TIMEOUT_S: Final = 15.0
+_FOR_EVER_MS: Final = 1 << 62
+_ONE_RECORD_BYTES: Final = 1 << 30
+
+
+class NoSuchRecord(Exception):  # noqa: N818
+    """The coordinates name no record that is still there and readable."""
+
+
+def empty_world(settings: Settings, found: Deployment) -> World:
+    """A world without tables: what a deployment and the settings fix."""
+    gate = settings.gate
+    kept_ms, cap_ms = found.idempotency_retention_ms, gate.queue_age_cap_s * 1000
+    return World(
+        audience=settings.audience, lanes=found.lanes, grace_s=gate.grace_s, queue_age_cap_ms=cap_ms,
+        max_window_ms=kept_ms - found.idempotency_segment_ms - cap_ms if kept_ms >= 0 else _FOR_EVER_MS,
+        run_seed=decide.run_seed(found.cluster_id, Topic.TRIGGERS.named(settings.kafka.prefix)),
+        ring={}, rules={}, jobs={}, revocations=Revocations(),
+    )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings, found: Deployment) -> AsyncIterator[tuple[Cluster, Tables]]:
+    """A cluster and its tables as they are now."""
+    prefix, gate = settings.kafka.prefix, settings.gate
+    cluster = Cluster(
+        settings.kafka, [topic.named(prefix) for topic in Topic], transaction_timeout_ms=gate.transaction_timeout_ms,
+        codec=gate.compression, max_batch_bytes=gate.expanded_batch_max_bytes,
+    )  # fmt: skip
+    tables = Tables(
+        cluster, (Topic.REGISTRY.named(prefix), 0), (Topic.REVOCATIONS.named(prefix), 0), JwksFollower(settings),
+        empty_world(settings, found), gate.max_staleness_ms / 1000,
+    )  # fmt: skip
+    await cluster.start()
+    try:
+        await tables.start()
+        try:
+            yield cluster, tables
+        finally:
+            await tables.stop()
+    finally:
+        await cluster.stop()
+
+
+async def record_at(cluster: Cluster, topic: str, partition: int, offset: int) -> Record:
+    """The record at an offset, as a read_committed reader sees it. Raises NoSuchRecord."""
+    marks = await cluster.watermarks((topic, partition))
+    if not marks.start <= offset < marks.high:
+        raise NoSuchRecord(f"{topic}[{partition}] holds offsets {marks.start} to {marks.high - 1}, not {offset}")
+    wake = asyncio.Event()
+    tail = cluster.follow((topic, partition), offset, wake)
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            while True:
+                wake.clear()
+                records = tail.take(1, _ONE_RECORD_BYTES)
+                if records and records[0].offset == offset:
+                    return records[0]
+                if tail.position > offset:
+                    raise NoSuchRecord(f"{topic}[{partition}] offset {offset} is a transaction's marker or was aborted")
+                await wake.wait()
+    except TimeoutError:
+        raise KafkaError(f"{topic}[{partition}] offset {offset} could not be read: an open transaction?") from None
+    finally:
+        tail.close()
+
+
+async def entry_of(cluster: Cluster, topic: str, admitted: Admitted) -> bytes | None:
+    """What the dedup table holds for an identity, read from the changelog of its home lane."""
+    if admitted.identity is None:
+        return None
+    partition = (topic, admitted.home)
+    marks = await cluster.watermarks(partition)
+    newest: bytes | None = None
+    async for chunk, _ in cluster.read(partition, marks.start, marks.high):
+        for record in chunk:
+            if record.key == admitted.identity.digest:
+                newest = record.value
+    return newest
+
+
+async def inquire(settings: Settings, found: Deployment, what: Record | tuple[int, int]) -> Explanation:
+    """Explain a record, or the one at (partition, offset) of the triggers topic."""
+    prefix = settings.kafka.prefix
+    async with connected(settings, found) as (cluster, tables):
+        record = what
+        if isinstance(record, tuple):
+            record = await record_at(cluster, Topic.TRIGGERS.named(prefix), *record)
+        admitted = decide.admit(record, tables.world, Memo())
+        packed = None
+        if isinstance(admitted, Admitted):
+            packed = await entry_of(cluster, Topic.IDEMPOTENCY.named(prefix), admitted)
+        now_ms = time.time_ns() // 1_000_000
+        return explain(record, tables.world, packed, now_ms, look_away=True)
