@@ -306,7 +306,7 @@ def _named_by(token: str) -> tuple[str, str]:
     return iss, jti
 
 
-async def _write(  # noqa: PLR0917 - a record's members, handed on
+async def _write(
     settings: Settings, iss: str, selector: Selector, value: str, since_s: int, now_s: int, reason: str
 ) -> dict[str, Any]:
     import asyncio

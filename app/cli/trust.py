@@ -50,7 +50,7 @@ def list_(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = N
     list_kind("trust", COLUMNS, output, bootstrap, prefix)
 
 
-def apply_file(  # noqa: PLR0917 - a command's options, handed on
+def apply_file(
     file: Path,
     kind: Kind,
     dry_run: bool,

@@ -43,7 +43,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     expires_at_ms: int  # end of the window in which a later trigger is a hit
 
 
-def pack(  # noqa: PLR0917 - the members of an Entry, in their order
+def pack(
     run_id: bytes, fingerprint: bytes, jti: bytes, partition: int, offset: int, appended_at_ms: int, expires_ms: int
 ) -> bytes:
     """An entry as the changelog and the local store hold it."""

@@ -77,7 +77,7 @@ def check_time(claims: Claims, rule: TrustRule, appended_at_ms: int, grace_s: in
     if lifetime_s > LIFETIME_MAX_S[claims.uses] or lifetime_s > rule.max_lifetime_s:
         cap_s = min(LIFETIME_MAX_S[claims.uses], rule.max_lifetime_s)
         return Rejected("ttl_too_long", f"{lifetime_s} s; at most {cap_s} s")
-    if (nbf if nbf > iat else iat) * 1000 > appended_at_ms + grace_s * 1000:
+    if (max(iat, nbf)) * 1000 > appended_at_ms + grace_s * 1000:
         return Rejected("token_not_yet_valid")
     if appended_at_ms > (exp + grace_s) * 1000:
         return Rejected("token_expired")
@@ -104,7 +104,7 @@ def within_grace(claims: Claims, appended_at_ms: int, grace_s: int) -> bool:
     return 0 < early <= grace_s * 1000 or 0 < late <= grace_s * 1000
 
 
-def authorize(  # noqa: PLR0917 - everything it may know, in the order it is judged
+def authorize(
     claims: Claims,
     rule: TrustRule,
     jobs: Mapping[str, Job],

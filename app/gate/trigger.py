@@ -99,7 +99,7 @@ def parse(record: Record) -> Trigger | Rejected:
         if plain is not None:
             job, params, token, key, params_canonical = plain
             return Trigger(
-                job, params, token, key, None, None, None, None, False, None, params_canonical  # noqa: FBT003
+                job, params, token, key, None, None, None, None, False, None, params_canonical
             )
     try:
         headers = _read_headers(record) if record.headers else _measure(record)

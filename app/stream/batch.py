@@ -95,7 +95,9 @@ def encode(
     )
     checked = body_header + payload
     length = HEADER_BYTES - _AFTER_LENGTH + len(payload)
-    return _BEFORE_CRC.pack(0, length, -1, 2) + calc_crc32c(checked).to_bytes(4, "big") + checked
+    head: bytes = _BEFORE_CRC.pack(0, length, -1, 2)
+    checksum: int = calc_crc32c(checked)
+    return head + checksum.to_bytes(4, "big") + bytes(checked)
 
 
 def _headers(headers: tuple[tuple[str, bytes], ...], event: bool) -> bytes:

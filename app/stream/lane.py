@@ -103,6 +103,7 @@ class Lane:
         self._clock = LaneClock(0, shared.clock_tolerance_ms)
         self._queue: deque[tuple[Topic, Record]] = deque()
         self._committed_at_s = 0.0
+        self._without_keys_since_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self.on_commit: Callable[[int, int], Any] = lambda lane, offset: None  # noqa: ARG005
 
@@ -270,7 +271,8 @@ class Lane:
                 for name in HOLD_CAUSES:
                     HELD.labels(self.number, name).set(0)
                 held_since = None
-            self._enter(State.RUNNING)
+            if self._without_keys_since_s is None:
+                self._enter(State.RUNNING)
             self._fill()
             if self._queue:
                 await self._turn()
@@ -369,15 +371,24 @@ class Lane:
             await self._tables.fetch_key(what.wanted)
         elif isinstance(what, Held):
             # No key set at all: hold and alarm; refusing would be wrong, and so would accepting.
-            if self.state is not State.HELD:
+            if self._without_keys_since_s is None:
+                self._without_keys_since_s = time.monotonic()
                 log.warning(Event.LANE_HELD, lane=self.number, cause="keys", why=f"no key set of {what.wanted.iss}")
+                HELD.labels(self.number, "keys").set(1)
             self._enter(State.HELD)
-            HELD.labels(self.number, "keys").set(1)
             if time.monotonic() - self._committed_at_s > PROBE_S:
                 await self._commit(None)
             await asyncio.sleep(HOLD_S)
         else:
             await asyncio.sleep(HOLD_S)
+
+    def _resume_with_keys(self) -> None:
+        """Something was decided: whoever lacked a key set has one, or is refused."""
+        if self._without_keys_since_s is not None:
+            seconds = time.monotonic() - self._without_keys_since_s
+            self._without_keys_since_s = None
+            log.info(Event.LANE_RESUMED, lane=self.number, seconds=round(seconds, 3))
+            HELD.labels(self.number, "keys").set(0)
 
     # ── committing ──
 
@@ -416,6 +427,7 @@ class Lane:
         self._committed_at_s = time.monotonic()
         self._clock.confirm(placed[checkpoints].appended_at_ms)
         if turn is not None:
+            self._resume_with_keys()
             self._tell(turn, self._committed_at_s - began)
             self._sweep(min(turn.triggers_in, SWEEP_RECORDS))
         self.on_commit(self.number, checkpoint.triggers_offset)

@@ -112,11 +112,14 @@ class Aside(World):
                 self.tokens.update(COMPACT_JWS.findall(content.encode() if isinstance(content, str) else content or b""))
         return super().send_all(listed, producer)
 
-    def issuer_over_https(self, name: str, *kids: str) -> list[Issuer]:
-        """A trust rule for an issuer whose JWK Set the key server has under `name`; one Issuer per key, not published."""
+    def issuer_over_https(self, name: str, *kids: str, published: int = 1) -> list[Issuer]:
+        """An Issuer per key, all of one issuer whose JWK Set is at `name` on the key server and holds the first keys."""
         iss = f"https://{name}.rows.test"
+        issuers = [Issuer(iss, kid, ec.generate_private_key(ec.SECP256R1()), self.audience, ORG) for kid in kids]
+        if published:
+            self.publish(name, *issuers[:published])
         self.trust(iss, self.keys.url(name))
-        return [Issuer(iss, kid, ec.generate_private_key(ec.SECP256R1()), self.audience, ORG) for kid in kids]
+        return issuers
 
     def trust(self, iss: str, jwks: str | Path, algorithms: str = '"ES256"') -> None:
         self.apply(

@@ -41,21 +41,6 @@ def test_no_private_key_is_found_in_the_memory_of_a_gate(world: World) -> None:
         assert found == {world.audience.encode()}, "its audience is there, and no private key"
 
 
-def test_a_set_that_holds_a_symmetric_key_gives_no_key_at_all(aside: Aside) -> None:
-    (issuer,) = aside.issuer_over_https("symmetric", "s1")
-    aside.publish("symmetric", issuer)
-    aside.until("accepted", lambda: plain(issuer.token()))
-    oct_key = {"kty": "oct", "kid": "h1", "alg": "HS256", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"}
-    path = aside.directory / "with-oct.json"
-    path.write_text(json.dumps({"keys": [oct_key]}))
-    aside.trust("https://oct.rows.test", path)
-    forged = jwt.encode(
-        {**issuer.claims(), "iss": "https://oct.rows.test"}, "secret-secret-secret-secret-secret", "HS256",
-        headers={"kid": "h1", "typ": "trigger+jwt"},
-    )  # fmt: skip
-    aside.until("algorithm_not_allowed", lambda: plain(forged))
-
-
 # ── K-02, K-07 ──
 
 
@@ -137,7 +122,6 @@ def test_the_shared_secret_is_in_no_topic_log_or_metric(aside: Aside) -> None:
 
 def test_a_storm_of_unknown_kids_costs_its_issuer_one_fetch(aside: Aside) -> None:
     (issuer,) = aside.issuer_over_https("stormy", "st1")
-    aside.publish("stormy", issuer)
     aside.until("accepted", lambda: plain(issuer.token()))
     before = aside.keys.asked["stormy"]
     storm = [plain(issuer.token(header={"kid": f"unknown-{number}"}))._replace(partition=number % aside.lanes)
@@ -150,7 +134,6 @@ def test_a_storm_of_unknown_kids_costs_its_issuer_one_fetch(aside: Aside) -> Non
 
 def test_a_token_of_a_key_published_a_moment_ago_is_held_for_one_fetch_and_accepted(aside: Aside) -> None:
     old, new = aside.issuer_over_https("fresh", "f1", "f2")
-    aside.publish("fresh", old)
     aside.until("accepted", lambda: plain(old.token()))
     before = aside.keys.asked["fresh"]
     aside.publish("fresh", old, new)
@@ -160,7 +143,6 @@ def test_a_token_of_a_key_published_a_moment_ago_is_held_for_one_fetch_and_accep
 
 def test_the_last_good_set_serves_while_its_issuer_is_down(aside: Aside) -> None:
     (issuer,) = aside.issuer_over_https("down", "d1")
-    aside.publish("down", issuer)
     aside.until("accepted", lambda: plain(issuer.token()))
     aside.keys.fail("down")
     strange = aside.present_one(plain(issuer.token(header={"kid": "no-such"})))  # asks the issuer, in vain
@@ -171,13 +153,13 @@ def test_the_last_good_set_serves_while_its_issuer_is_down(aside: Aside) -> None
 @pytest.mark.parametrize(
     "body",
     [b'{"keys": []}', b"not json", b'{"keys": [{"kty": "EC", "kid": "r1", "crv": "P-256", "x": "AA", "y": "AA"}]}',
+     b'{"keys": [{"kty": "oct", "kid": "r1", "alg": "HS256", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"}]}',
      b" " * (2 << 20)],
-    ids=["empty", "not JSON", "off the curve", "2 MiB"],
+    ids=["empty", "not JSON", "off the curve", "symmetric", "2 MiB"],
 )  # fmt: skip
 def test_a_set_that_cannot_be_used_leaves_the_last_good_one(aside: Aside, body: bytes, request: pytest.FixtureRequest) -> None:
     name = f"spoilt-{abs(hash(request.node.name)) % 10_000}"
     (issuer,) = aside.issuer_over_https(name, "r1")
-    aside.publish(name, issuer)
     aside.until("accepted", lambda: plain(issuer.token()))
     before = aside.keys.asked[name]
     aside.keys.answers[name] = 200, body
@@ -273,10 +255,8 @@ def test_an_emergency_removal_cuts_a_keys_tokens_off_at_once(world: World, tmp_p
     world.until("accepted", lambda: plain(leaked.pop()))
     kid = kid_of(leaked[0])
     store.run("retire", kid, "--emergency")
-    revoked = world.rows("token", "revoke", "--kid", kid, "--issuer", store.iss)
-    assert revoked[0]["selector"] == "kid"
-    (cut_ms,) = [r.timestamp_ms for r in read_topic(world.bootstrap, world.topic("revocations")).records
-                 if (r.key or b"").endswith(kid.encode()) or kid.encode() in (r.value or b"")]  # fmt: skip
+    (revoked,) = world.rows("token", "revoke", "--kid", kid, "--issuer", store.iss)
+    cut_ms = appended_at_ms(world, "revocations", revoked["offset"])
     assert kid not in store.kids()
     deadline = time.monotonic() + 60
     while True:  # a gate's view is never older than a second when it decides
@@ -292,6 +272,12 @@ def test_an_emergency_removal_cuts_a_keys_tokens_off_at_once(world: World, tmp_p
 
 
 # ── leaves ──
+
+
+def appended_at_ms(world: World, topic: str, offset: int) -> int:
+    """When the broker got a record, as told by its client's clock: the topic has producers' times, on one machine."""
+    (at_ms,) = [r.timestamp_ms for r in read_topic(world.bootstrap, world.topic(topic)).records if r.offset == offset]
+    return at_ms
 
 
 def kid_of(token: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -359,16 +360,20 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture(scope="module")
-async def kept(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str], Path]:
+def kept(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str], Path]:
     """A lane with 60 entries and its store: half of it in a table file, half in the write-ahead log."""
     number = deployment.lane()
     directory = tmp_path_factory.mktemp("kept")
     keys = [deployment.key(number) for _ in range(60)]
-    async with deployment.running(number, state_dir=directory) as lane:
-        await _decided(deployment, number, keys[:30])
-        assert lane._store is not None
-        lane._store._db.flush()
-        await _decided(deployment, number, keys[30:])
+
+    async def fill() -> None:
+        async with deployment.running(number, state_dir=directory) as lane:
+            await _decided(deployment, number, keys[:30])
+            assert lane._store is not None
+            lane._store._db.flush()
+            await _decided(deployment, number, keys[30:])
+
+    asyncio.run(fill())
     return number, keys, directory
 
 
@@ -377,8 +382,6 @@ async def kept(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory)
 async def test_a_damaged_store_never_starts_a_second_job(
     deployment: Deployment, kept: tuple[int, list[str], Path], tmp_path: Path, what: str, how: str
 ) -> None:
-    import shutil
-
     number, keys, directory = kept
     shutil.copytree(directory, tmp_path / "copy")
     files = [path for path in (tmp_path / "copy" / f"lane-{number}").glob(what) if path.stat().st_size]
@@ -393,8 +396,6 @@ async def test_a_damaged_store_never_starts_a_second_job(
 async def test_a_store_put_back_from_an_older_copy_is_brought_up_to_date(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    import shutil
-
     number = deployment.lane()
     keys = [deployment.key(number) for _ in range(6)]
     async with deployment.running(number, state_dir=tmp_path / "now"):

@@ -1,0 +1,94 @@
+"""The tables of README.md that derive from the code. One list per fact: these are copies, and a test compares them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+WHAT = {
+    "triggers": "what emitters send: live tokens, so only gates may read it",
+    "handoffs": "verified triggers on their way home; whoever writes here starts jobs",
+    "jobs": "accepted jobs, keyed by run id; whoever writes here starts jobs",
+    "receipts": "one per trigger, keyed by its id: accepted, duplicate or rejected",
+    "dead-letters": "rejected triggers less their tokens, with the reason in headers",
+    "audit": "every presentation of a token, one record per transaction and lane, hash-chained",
+    "idempotency": "the dedup table: a lane's changelog",
+    "checkpoints": "where each lane stands",
+    "registry": "job definitions and trust rules: the root of trust, ops only",
+    "revocations": "who or what is no longer honoured: ops and issuers only",
+}
+
+
+def topics() -> list[str]:
+    from app.stream.topics import LAYOUT
+
+    rows = ["| topic | cleanup | holds |", "|---|---|---|"]
+    return rows + [
+        f"| `{topic}` | {layout.enforced['cleanup.policy'].replace(',', ', ')} | {WHAT[topic.value]} |"
+        for topic, layout in LAYOUT.items()
+    ]
+
+
+def reasons() -> list[str]:
+    from app.gate.reasons import REASONS
+
+    rows = ["| reason | stage | means | what to do |", "|---|---|---|---|"]
+    for reason in REASONS:
+        passing = " (may pass)" if reason.transient else ""
+        cells = (f"`{reason.code}`", reason.stage.value, reason.meaning + passing, reason.remedy)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return rows
+
+
+def commands() -> list[str]:
+    import typer
+
+    from app.cli import main
+
+    rows = ["| command | does |", "|---|---|"]
+    for command in main.COMMANDS:
+        loaded: Any = main._load(command)  # noqa: SLF001
+        names = sorted(loaded.commands) if isinstance(loaded, typer.core.TyperGroup) else []
+        words = f"`tollgate {command.name}`"
+        if names:
+            words += " " + " ".join(f"`{name}`" for name in names)
+        rows.append(f"| {words} | {command.help} |")
+    return rows
+
+
+def settings() -> list[str]:
+    from app.config import Settings
+
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for section, field in Settings.model_fields.items():
+        model: Any = field.annotation
+        for name, inner in model.model_fields.items():
+            default = "" if inner.default is None else str(inner.default)
+            rows.append(f"| `{section}.{name}` | {f'`{default}`' if default else ''} | {inner.description or ''} |")
+    return rows
+
+
+def rendered(text: str) -> str:
+    for name, table in (("topics", topics), ("reasons", reasons), ("commands", commands), ("settings", settings)):
+        body = "\n".join(table())
+        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    before = README.read_text(encoding="utf-8")
+    after = rendered(before)
+    if "--check" in sys.argv:
+        if before != after:
+            print("README.md's tables are behind the code: run scripts/readme", file=sys.stderr)
+        return int(before != after)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

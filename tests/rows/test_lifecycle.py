@@ -1,0 +1,70 @@
+"""L: a token's life from issue to revocation, and its time to live."""
+
+from __future__ import annotations
+
+import time
+
+from tests.rows.world import World, plain
+from tests.support.reader import read_topic
+
+GRACE_S = 60
+STALENESS_MS = 1_000  # a lane decides only while its view of revocations is no older
+EDGE_S = 6  # tokens are made for every second so near to the end of the grace
+
+
+def test_a_token_is_accepted_until_it_is_revoked_and_by_no_gate_afterwards(world: World) -> None:
+    token = world.issue("rows/nightly", "--uses", "many")
+    world.until("accepted", lambda: plain(token))
+    (revoked,) = _lines(world.tollgate("token", "revoke", "--token-file", "-", "-o", "jsonl", stdin=token).stdout)
+    (cut_ms,) = [r.timestamp_ms for r in read_topic(world.bootstrap, world.topic("revocations")).records
+                 if r.offset == revoked["offset"]]  # fmt: skip
+
+    # 1 Whatever is appended a second after the revocation is refused.
+    deadline = time.monotonic() + 60
+    while (outcome := world.present_one(plain(token))).verdict != "token_revoked":
+        assert outcome.verdict == "accepted"
+        assert outcome.job["trigger"]["appended_at_ms"] <= cut_ms + STALENESS_MS
+        assert time.monotonic() < deadline
+    # 2 So it is by a gate that starts later; nobody but Kafka tells it: no issuer runs.
+    later = world.start_gate("later", workers=1).wait_ready()
+    try:
+        while not (taken := {e["lane"] for e in later.events() if e["event"] == "lane_taken"}):
+            assert time.monotonic() < deadline + 60
+            time.sleep(0.1)
+        refused = world.present(*(plain(token)._replace(partition=lane) for lane in range(world.lanes)))
+        assert taken < set(range(world.lanes)), "the others are still decided by the earlier gate"
+        assert {each.verdict for each in refused} == {"token_revoked"}
+        others = world.present(*(plain(world.ours.token())._replace(partition=lane) for lane in range(world.lanes)))
+        assert {each.verdict for each in others} == {"accepted"}
+    finally:
+        later.stop()
+        world.gates.remove(later)
+
+
+def test_a_token_of_five_seconds_is_accepted_in_its_time_and_expired_after_the_grace(world: World) -> None:
+    now_s = int(time.time())
+    young = world.ours.token(iat=now_s - 1, nbf=now_s - 1, exp=now_s + 4)
+    old_exp_s = now_s - GRACE_S - 1
+    old = world.ours.token(iat=old_exp_s - 5, nbf=old_exp_s - 5, exp=old_exp_s)
+    assert [each.verdict for each in world.present(plain(young), plain(old))] == ["accepted", "token_expired"]
+
+
+def test_the_last_moment_of_a_token_is_the_end_of_its_grace_by_the_brokers_clock(world: World) -> None:
+    now_s = int(time.time())
+    expiries = range(now_s - GRACE_S - EDGE_S, now_s - GRACE_S + EDGE_S)
+    tokens = [world.ours.token(iat=exp - 5, nbf=exp - 5, exp=exp) for exp in expiries]
+    outcomes = world.present(*map(plain, tokens))
+    for exp, outcome in zip(expiries, outcomes, strict=True):
+        if outcome.jobs:
+            assert outcome.job["trigger"]["appended_at_ms"] <= (exp + GRACE_S) * 1000
+            assert outcome.audit[0]["within_grace"] is True
+        else:
+            assert outcome.verdict == "token_expired"
+            assert int(outcome.dead_letter.headers["tollgate-timestamp"]) > (exp + GRACE_S) * 1000
+    assert outcomes[0].verdict == "token_expired"
+
+
+def _lines(text: str) -> list[dict[str, object]]:
+    import json
+
+    return [json.loads(line) for line in text.splitlines()]
