@@ -316,6 +316,8 @@ def settle(
         case "same_source":
             return AlreadyCommitted(admitted)
         case "token_already_used" | "idempotency_key_reused" as code:
+            if claims.uses == "many":
+                code = "idempotency_key_reused"  # a webhook token is meant to come again
             return Refused(admitted.request, Rejected(code), run_id_text(old.run_id))
 
 

@@ -97,7 +97,7 @@ def check_bearer(claims: Claims, rule: TrustRule) -> Rejected | None:
 
 def within_grace(claims: Claims, appended_at_ms: int, grace_s: int) -> bool:
     """Whether the token was in its time only thanks to the grace for clock skew."""
-    if max(claims.nbf, claims.iat) * 1000 <= appended_at_ms <= claims.exp * 1000:
+    if claims.iat * 1000 <= appended_at_ms <= claims.exp * 1000 and claims.nbf * 1000 <= appended_at_ms:
         return False
     early = max(claims.nbf, claims.iat) * 1000 - appended_at_ms
     late = appended_at_ms - claims.exp * 1000

@@ -37,15 +37,15 @@ def quick_trigger(raw: bytes | None) -> tuple[str, dict[str, Any], str, str | No
     params_canonical = plain_canonical(params)
     if params_canonical is None:
         return None
-    texts = job + token
+    colons = len(value) + params_canonical.count(b":") + job.count(":")
     if key is not None:
         if type(key) is not str or not _is_name(key, limits.IDEMPOTENCY_KEY_MAX_BYTES):
             return None
-        texts += key
-    if raw.count(b":") != len(value) + params_canonical.count(b":") + texts.count(":"):
+        colons += key.count(":")
+    # A token holds no colon and two dots; with no other dots, nothing else can be shaped like a token.
+    if raw.count(b":") != colons or raw.count(b".") != 2 or token.count(".") != 2:
         return None
-    # No dots but the token's own: nothing else can be shaped like a token.
-    if raw.count(b".") != token.count(".") or b"ref:" in raw or not _is_name(job, limits.JOB_NAME_MAX_BYTES):
+    if b"ref:" in raw or not _is_name(job, limits.JOB_NAME_MAX_BYTES):
         return None
     return job, params, token, key, params_canonical
 

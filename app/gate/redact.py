@@ -81,6 +81,8 @@ def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
     return b"".join(kept), taken
 
 
+_BEYOND_ASCII: Final = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")  # in UTF-8; of four bytes: two escapes in JSON
+
 Span = tuple[int, int]
 
 
@@ -89,7 +91,10 @@ def _presented(seen: bytes, token: bytes | None) -> list[Span]:
     if token is None or len(token) < _TOKEN_MIN_BYTES:
         return []
     spans: list[Span] = []
-    for piece in (token, *(part for part in token.split(b".")[1:] if len(part) >= _PIECE_MIN_BYTES)):
+    pieces = [token, *(part for part in token.split(b".")[1:] if len(part) >= _PIECE_MIN_BYTES)]
+    if not token.isascii():  # characters beyond ASCII that were escaped; see _unescape
+        pieces.append(_BEYOND_ASCII.sub(lambda found: b"\xff" * (1 + (len(found[0]) > 3)), token))
+    for piece in pieces:
         at = seen.find(piece)
         while at >= 0:
             spans.append((at, at + len(piece)))

@@ -51,7 +51,7 @@ def _varint(number: int) -> bytes:
 
 _SMALL: Final = tuple(_varint(n) for n in range(1 << 13))
 _SMALL_MAX: Final = len(_SMALL)
-_NO_BYTES: Final = (b"\x01",)  # a length of -1, zigzag
+_NO_BYTES: Final = b"\x01"  # a length of -1, zigzag
 HEADER_NAMES_MAX: Final = 1_000
 _header_names: dict[str, bytes] = {}
 
@@ -65,27 +65,30 @@ def encode(
 ) -> bytes:
     """One transactional batch of all records, in order. Record count ≥ 1."""
     parts: list[bytes] = []
-    append, join = parts.append, b"".join
+    append, join, small = parts.append, b"".join, _SMALL
     # Many records share one tuple of headers: by its identity, which holds while the records do.
     encoded: dict[tuple[int, bool], bytes] = {}
     for delta, record in enumerate(records):
-        key, value, headers = record.key, record.value, record.headers
-        event = record.event
+        key, value, headers, event = record.key, record.value, record.headers, record.event
         tail = encoded.get((id(headers), event))
         if tail is None:
             tail = encoded[(id(headers), event)] = _headers(headers, event)
-        raw = join((
-            b"\x00\x00", _length(delta),
-            *(_NO_BYTES if key is None else (_length(len(key)), key)),
-            *(_NO_BYTES if value is None else (_length(len(value)), value)),
-            tail,
-            *((_CE_ID, _length(len(key)), key) if event and key is not None else ()),
-        ))  # fmt: skip
-        append(_length(len(raw)))
+        try:
+            length = small[len(key)]  # type: ignore[arg-type]
+            raw = join((b"\x00\x00", small[delta], length, key, small[len(value)], value, tail))  # type: ignore[arg-type]
+            if event:
+                raw = join((raw, _CE_ID, length, key))  # type: ignore[arg-type]
+            append(small[len(raw)])
+        except (IndexError, TypeError):  # something long, or nothing at all
+            raw = _long_record(delta, key, value, tail, event)
+            append(_length(len(raw)))
         append(raw)
     payload: Any = join(parts)
     if codec == CODECS["lz4"]:
-        payload = bytes(cramjam.lz4.compress(payload))
+        # Kafka reads only frames of independent blocks (KIP-57).
+        compressor = cramjam.lz4.Compressor(level=1, content_checksum=False, block_linked=False)
+        compressor.compress(payload)
+        payload = bytes(compressor.finish())
     elif codec == CODECS["zstd"]:
         payload = bytes(cramjam.zstd.compress(payload, level=1))
     now_ms = time.time_ns() // 1_000_000
@@ -98,6 +101,16 @@ def encode(
     head: bytes = _BEFORE_CRC.pack(0, length, -1, 2)
     checksum: int = calc_crc32c(checked)
     return head + checksum.to_bytes(4, "big") + bytes(checked)
+
+
+def _long_record(delta: int, key: bytes | None, value: bytes | None, tail: bytes, event: bool) -> bytes:
+    parts = [b"\x00\x00", _length(delta)]
+    for field in (key, value):
+        parts += (_NO_BYTES,) if field is None else (_length(len(field)), field)
+    parts.append(tail)
+    if event and key is not None:
+        parts += (_CE_ID, _length(len(key)), key)
+    return b"".join(parts)
 
 
 def _headers(headers: tuple[tuple[str, bytes], ...], event: bool) -> bytes:

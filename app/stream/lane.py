@@ -52,6 +52,7 @@ PROBE_S: Final = 1.0
 HOLD_CAUSES: Final = ("tables_stale", "clock", "keys")
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
+FAILURES_MAX: Final = 3  # of an unknown kind, with nothing decided between them
 SWEEP_RECORDS: Final = 200
 
 
@@ -93,6 +94,7 @@ class Lane:
         self.progress_at_s = time.monotonic()
         self._wake = asyncio.Event()
         self._released = self._pausing = False
+        self._decided = False  # something was committed since the lane was taken
         self._idle = asyncio.Event()
         self._writer: Writer | None = None
         self._store: Store | None = None
@@ -136,14 +138,13 @@ class Lane:
         LANE_STATE.labels(self.number, state.value).set(1)
 
     async def _live(self) -> None:
-        retry_s = RETRY_FIRST_S
+        retry_s, failures = RETRY_FIRST_S, 0
         try:
             while not self._released:
                 try:
                     self._enter(State.TAKING)
                     self._idle.set()  # taking holds nothing a rebalance must wait for
                     await self._take()
-                    retry_s = RETRY_FIRST_S
                     await self._work()
                 except Fenced as error:
                     # A takeover and a transaction that timed out look the same: no alarm, and another try.
@@ -158,7 +159,13 @@ class Lane:
                     # Of the store, most likely: it is rebuilt from the changelog, which needs no trust in it.
                     log.error(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
                     self._discard_store()
+                    failures += 1
+                    if failures > FAILURES_MAX:
+                        self._stop(f"it failed {failures} times and decided nothing between: {type(error).__name__}")
+                        break
                 await self._let_go_of_writer()
+                if self._decided:
+                    self._decided, failures, retry_s = False, 0, RETRY_FIRST_S
                 self._enter(State.RETRYING)
                 await self._sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_MAX_S)
@@ -427,6 +434,7 @@ class Lane:
         self._committed_at_s = time.monotonic()
         self._clock.confirm(placed[checkpoints].appended_at_ms)
         if turn is not None:
+            self._decided = True
             self._resume_with_keys()
             self._tell(turn, self._committed_at_s - began)
             self._sweep(min(turn.triggers_in, SWEEP_RECORDS))

@@ -32,6 +32,7 @@ WRITE_BUFFER_BYTES: Final = 16 << 20
 LOCK_WAIT_S: Final = 1.0  # a zombie may still hold the lock
 LOCK_RETRY_S: Final = 0.05
 OPEN_FILES_MAX: Final = 256
+_TABLE_MAGIC: Final = 0x88E241B785F4CFF7.to_bytes(8, "little")  # kBlockBasedTableMagicNumber, the end of a table file
 _META: Final = b"meta"  # shorter than any identity
 
 _shared_cache: Any = None
@@ -169,6 +170,7 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
     """
     directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = Belonging(cluster_id, birth_id, lane, 0, time.time_ns() // 1_000_000)
+    finished = _finished_tables(directory)
     try:
         db = Rdict(str(directory), options=_options())
     except Exception as error:
@@ -176,6 +178,7 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
             raise StoreLocked(f"{directory} is held by another process") from None
         return _anew(directory, fresh), f"it cannot be opened: {_first_line(error)}"
     try:
+        forgotten = finished - {Path(table["name"]).name for table in db.live_files()}
         raw = db.get(_META)
         belonging = None if raw is None else _decode(raw)
     except Exception as error:
@@ -185,6 +188,8 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
         if next(iter(db.keys()), None) is None:
             return Store(db, fresh), None
         why = "it does not say what it belongs to"
+    elif forgotten:
+        why = f"its manifest does not know {len(forgotten)} of its table files"
     elif belonging.format != FORMAT:
         why = f"it has format {belonging.format}"
     elif (belonging.cluster_id, belonging.birth_id, belonging.lane) != (cluster_id, birth_id, lane):
@@ -193,6 +198,20 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
         return Store(db, belonging), None
     db.close()
     return _anew(directory, fresh), why
+
+
+def _finished_tables(directory: Path) -> set[str]:
+    """The table files that were written to their end. RocksDB takes a manifest that was cut off for a shorter one and
+    deletes the tables it does not name, with entries that the changelog offset says are there. (A kill within a large
+    compaction leaves such tables too, and costs a restore.)
+    """
+    finished = set()
+    for path in directory.glob("*.sst"):
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - len(_TABLE_MAGIC), 0))
+            if file.read() == _TABLE_MAGIC:
+                finished.add(path.name)
+    return finished
 
 
 def wipe(store: Store, directory: Path, cluster_id: str, birth_id: str, lane: int) -> Store:

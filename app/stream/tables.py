@@ -24,6 +24,7 @@ from app.trust import JwksFollower
 TAKE_RECORDS: Final = 10_000
 TAKE_BYTES: Final = 64 << 20
 WAIT_S: Final = 0.2
+FIRST_LOOK_S: Final = 0.01
 
 
 class Tables:
@@ -87,6 +88,11 @@ class Tables:
         for topic, partition in self._partitions.items():
             self._tails[topic] = self._log.follow(partition, self._positions[topic], self._wake)
         self._task = asyncio.create_task(self._follow(), name="tables")
+        # The first poll confirms what was read; lanes that began before it would only hold, with a false alarm.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._max_staleness_s):
+                while self.complaint() is not None:
+                    await asyncio.sleep(FIRST_LOOK_S)
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -20,7 +20,7 @@ from scripts.benchmark.run import Run
 from scripts.benchmark.traffic import Issuer
 
 ROWS: Final = {
-    "raw": "EllipticCurvePublicKey.verify of `cryptography` alone, key parsed and signature in DER beforehand: the limit",
+    "raw": "EllipticCurvePublicKey.verify of `cryptography` alone, key parsed, signature in DER beforehand: the limit",
     "webhook-home": "1,000 tokens in turn; each trigger arrives in its home lane",
     "webhook-away": "the same, each trigger arriving in the lane after its home: one handoff",
     "oneshot-home": "a new token for each trigger, arriving home",
@@ -131,8 +131,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures the gate on a real Kafka, and prints each figure beside what was asked of it.",
-        epilog=f"rows:\n{rows}\n\nCPU is user + system over all threads of the processes measured. Rows are measured in "
-        "turn,\nthen all again; ratios are taken within a repeat; the table shows medians.",
+        epilog=f"rows:\n{rows}\n\nCPU is user + system over all threads of the processes measured. Rows are measured\n"
+        "in turn, then all again; ratios are taken within a repeat; the table shows medians.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rows", metavar="A,B", help="these rows, and those they are compared with")

@@ -21,6 +21,7 @@ A_WRITE: Final = 20_000
 WINDOW_MS: Final = 86_400_000
 COMPACTION_TIMEOUT_S: Final = 300.0
 REPEATS_MAX: Final = 3
+UNFINISHED: Final = ("rocksdb.num-running-compactions", "rocksdb.compaction-pending", "rocksdb.num-running-flushes")
 
 
 def measure(run: Run, names: list[str]) -> tuple[list[Figure], list[dict[str, Any]]]:  # noqa: ARG001
@@ -72,7 +73,7 @@ def fill(run: Run, deployment: Deployment) -> None:
         store.apply(rows, 0)
     db = store._db  # noqa: SLF001
     deadline_s = time.monotonic() + COMPACTION_TIMEOUT_S
-    while db.property_int_value("rocksdb.num-running-compactions") or db.property_int_value("rocksdb.compaction-pending"):
+    while any(map(db.property_int_value, UNFINISHED)):
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"the store was still compacting after {COMPACTION_TIMEOUT_S:.0f} s")
         time.sleep(0.5)

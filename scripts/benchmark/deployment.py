@@ -90,7 +90,8 @@ def deployed(bootstrap: str, workdir: Path, issuer: Issuer, lanes: int) -> Itera
     finally:
         admin = _admin(bootstrap)
         # Those of a peer as well, which carry the same prefix.
-        names = [name for name in admin.list_topics(timeout=ADMIN_TIMEOUT_S).topics if name.startswith(settings.kafka.prefix)]
+        prefix = settings.kafka.prefix
+        names = [topic for topic in admin.list_topics(timeout=ADMIN_TIMEOUT_S).topics if topic.startswith(prefix)]
         for future in admin.delete_topics(names, operation_timeout=ADMIN_TIMEOUT_S).values():
             future.result(ADMIN_TIMEOUT_S)
         shutil.rmtree(directory, ignore_errors=True)

@@ -103,11 +103,10 @@ def _sample(
     if situation.engine == "faust":
         share *= FAUST_SHARE
     requests = requests[: len(requests) // share]
-    with deployed(run.bootstrap, run.workdir, run.issuer, LANES) as deployment:
-        with engine(situation, deployment) as child:
-            before_us = raw.verify_us(run.raw_s)
-            quiet_s = FAUST_QUIET_S if situation.engine == "faust" else QUIET_S
-            drained = drain(deployment, child, requests, away=situation.away, quiet_s=quiet_s)
+    quiet_s = FAUST_QUIET_S if situation.engine == "faust" else QUIET_S
+    with deployed(run.bootstrap, run.workdir, run.issuer, LANES) as deployment, engine(situation, deployment) as child:
+        before_us = raw.verify_us(run.raw_s)
+        drained = drain(deployment, child, requests, away=situation.away, quiet_s=quiet_s)
     after_us = raw.verify_us(run.raw_s)
     raws += (before_us, after_us)
     return Sample(drained, (before_us + after_us) / 2)
@@ -142,7 +141,8 @@ def _told(sample: Sample) -> str:
     return (
         f"{drained.triggers:,} triggers in {drained.seconds:.2f} s, {drained.per_second:,.0f}/s, "
         f"{drained.cpu_us:.1f} µs CPU each, {sample.ratio:.2f} of a raw verify ({sample.raw_us:.1f} µs); "
-        f"{drained.receipts:,} receipts, {drained.jobs:,} jobs, {drained.duplicates:,} duplicates; {drained.peak_mb:.0f} MB"
+        f"{drained.receipts:,} receipts, {drained.jobs:,} jobs, {drained.duplicates:,} duplicates; "
+        f"{drained.peak_mb:.0f} MB"
     )
 
 
@@ -174,7 +174,7 @@ def _figures(samples: dict[str, list[Sample]]) -> Iterator[Figure]:
             case Situation(engine="confluent" | "faust" as peer):
                 faster = paired(name, lambda theirs, ours: ours.drained.per_second / theirs.drained.per_second)
                 goal = GOALS.get(f"{peer} {situation.use}") or (GOALS[peer] if name == "confluent-webhook" else None)
-                yield Figure(f"gate / {who}{USE[situation.use]}, speed", faster, "×", goal)
+                yield Figure(f"gate / {who}{USE[situation.use]}, speed", faster, "x", goal)
 
 
 USE: Final = {"webhook": "webhook", "oneshot": "one-shot"}

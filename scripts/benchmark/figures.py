@@ -75,7 +75,7 @@ class Figure(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         goal = self.goal._asdict() if self.goal else None
-        return {"what": self.what, "seen": self.seen, "unit": self.unit, "values": self.values, "goal": goal, "ok": self.ok}
+        return {**self._asdict(), "seen": self.seen, "goal": goal, "ok": self.ok}
 
 
 def amount(number: float, unit: str = "") -> str:

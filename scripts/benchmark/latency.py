@@ -12,7 +12,7 @@ import gc
 import time
 from collections.abc import Sequence
 from statistics import quantiles
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
@@ -79,7 +79,7 @@ class _Wire:
         )  # fmt: skip
         self._answered_s: dict[bytes, float] = {}  # by trigger id
 
-    async def __aenter__(self) -> _Wire:
+    async def __aenter__(self) -> Self:
         await self._producer.start()
         await self._consumer.start()
         self._consumer.assign(self._receipts)

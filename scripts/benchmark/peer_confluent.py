@@ -1,7 +1,7 @@
 """A plain loop on confluent-kafka: one consumer and one transactional producer for all lanes, one process.
 
-    consume a batch ─▶ decide ─▶ produce jobs, receipts, dead letters, audit, entries, checkpoints ─▶ send offsets and
-    commit ─▶ RocksDB
+A batch is consumed and decided; jobs, receipts, dead letters, audit, entries and checkpoints are produced, offsets sent
+and all committed; then RocksDB gets the entries.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaException,
 from app.gate.outputs import Checkpoint
 from app.gate.trigger import Record
 from app.stream.store import Store, open_store
-from app.stream.topics import Topic
+from app.stream.topics import OUTPUT_MAX_BYTES, Topic
 from scripts.benchmark.peers import READY, Decider, Setup, headers
 
-BATCH_RECORDS: Final = 2_000  # of each lane: as many as a turn of the gate takes
+BATCH_RECORDS: Final = 2_000  # for each lane, as in a turn of the gate; all lanes share one transaction
 WAIT_S: Final = 0.05
 COMMIT_TIMEOUT_S: Final = 60
 
@@ -105,6 +105,7 @@ def _producer(setup: Setup) -> Any:
             "bootstrap.servers": setup.bootstrap, "transactional.id": f"{setup.prefix}peer", "acks": "all",
             "linger.ms": 5, "batch.size": 1_000_000, "queue.buffering.max.messages": 1_000_000,
             "queue.buffering.max.kbytes": 1_000_000, "compression.type": "none", "delivery.report.only.error": True,
+            "message.max.bytes": OUTPUT_MAX_BYTES,
         }
     )  # fmt: skip
     producer.init_transactions(COMMIT_TIMEOUT_S)

@@ -34,13 +34,14 @@ app = faust.App(
     stream_buffer_maxsize=BUFFER_RECORDS,
     producer_linger=LINGER_MS / 1_000,
     consumer_auto_offset_reset="earliest",
+    key_serializer="raw",
+    value_serializer="raw",
     web_enabled=False,
     datadir=setup.directory,
 )
-triggers = app.topic(setup.topic(Topic.TRIGGERS), value_serializer="raw", key_serializer="raw")
+triggers = app.topic(setup.topic(Topic.TRIGGERS))
 written = {
-    setup.topic(topic): app.topic(setup.topic(topic), value_serializer="raw", key_serializer="raw")
-    for topic in (Topic.JOBS, Topic.RECEIPTS, Topic.DEAD_LETTERS)
+    setup.topic(topic): app.topic(setup.topic(topic)) for topic in (Topic.JOBS, Topic.RECEIPTS, Topic.DEAD_LETTERS)
 }
 entries = app.Table("entries", partitions=setup.lanes, key_type=bytes, value_type=bytes)
 
@@ -49,7 +50,7 @@ class _TableAsStore:
     """The table as the decision asks for it."""
 
     def get_many(self, identities: list[bytes]) -> list[bytes | None]:
-        return [entries.get(identity.hex()) for identity in identities]
+        return [entries.get(identity) for identity in identities]
 
 
 store = _TableAsStore()
@@ -65,7 +66,7 @@ async def decide_each(stream: Any) -> None:
         )  # fmt: skip
         turn = decider.turn(message.partition, store, [record])
         for identity, packed in turn.overlay.items():
-            entries[identity.hex()] = packed.hex()
+            entries[identity] = packed
         for (name, partition), outs in turn.parts.items():
             topic = written.get(name)
             if topic is not None:  # the table has its own changelog

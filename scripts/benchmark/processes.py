@@ -1,4 +1,4 @@
-"""Processes under measurement: what they have used of the CPU, over all their threads and descendants, and of memory."""
+"""Processes under measurement: what they, their threads and descendants have used of the CPU and of memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class Child:
         while word not in self.log_file.read_text(errors="replace"):
             self.raise_if_dead()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.log_file.stem} did not say {word!r} within {timeout_s:.0f} s:\n{self.last_words()}")
+                name = self.log_file.stem
+                raise TimeoutError(f"{name} did not say {word!r} within {timeout_s:.0f} s:\n{self.last_words()}")
             time.sleep(0.05)
 
     def stop(self) -> int:

@@ -19,7 +19,7 @@ TOP: Final = 40
 
 
 def profile(run: Run, profiler: str, names: list[str]) -> str:
-    """The top functions by own time. cProfile slows small functions down most; py-spy only looks, 500 times a second."""
+    """The top functions by own time. cProfile slows small functions most; py-spy only looks, 500 times a second."""
     name = next((name for name in names if name in SITUATIONS), "webhook-home")
     situation = SITUATIONS[name]
     if situation.use == "webhook":

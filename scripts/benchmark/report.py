@@ -42,14 +42,14 @@ def table(found: dict[str, Any], figures: Sequence[Figure]) -> str:
     """Markdown, so that it can stand in a README."""
     libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items())
     head = (
-        f"{found['date']}, commit {found['commit']}; {found['cores']} × {found['cpu']} (load {found['load_at_start']} "
-        f"at the start), {found['system']}, Python {found['python']}, {found['kafka']}; {libraries}."
+        f"{found['date']}, commit {found['commit']}; {found['cores']} cores of {found['cpu']}, load "
+        f"{found['load_at_start']} at the start; {found['system']}, Python {found['python']}, {found['kafka']}; {libraries}."
     )
     rows = [HEADINGS, *(figure.cells() for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([head, "", *lines])
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    rule = "-|-".join("-" * width for width in widths)
+    return "\n".join([head, "", f"| {lines[0]} |", f"|-{rule}-|", *(f"| {line} |" for line in lines[1:])])
 
 
 def write_json(path: Path, found: dict[str, Any], figures: Sequence[Figure], samples: Sequence[dict[str, Any]]) -> None:

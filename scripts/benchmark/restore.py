@@ -67,8 +67,9 @@ def write_changelog(deployment: Deployment, count: int) -> None:
         producer.begin_transaction()
         for number in range(start, min(start + A_TURN * lanes, count)):
             random = os.urandom(IDENTITY_BYTES + 40)
-            entry = Entry(random[16:32], random[32:48], random[48:56], number % lanes, number, now_ms, now_ms + WINDOW_MS)
-            producer.produce(topic, entry.pack(), random[:IDENTITY_BYTES], partition=number % lanes)
+            lane, until_ms = number % lanes, now_ms + WINDOW_MS
+            entry = Entry(random[16:32], random[32:48], random[48:56], lane, number, now_ms, until_ms)
+            producer.produce(topic, entry.pack(), random[:IDENTITY_BYTES], partition=lane)
         producer.commit_transaction(60)
 
 
@@ -113,8 +114,9 @@ def _restart(run: Run, deployment: Deployment, request: Request) -> dict[str, An
         joined_s = _at_s(gate.events("gate_started")[0])
         started_s = gate.started_at_s
     reader.close()
-    run.say(f"restart: first receipt {decided_s - started_s:.2f} s after the start, {decided_s - joined_s:.2f} s after joining")
-    return {"row": "restart", "from_start_s": decided_s - started_s, "from_joined_s": decided_s - joined_s}
+    from_start_s, from_joined_s = decided_s - started_s, decided_s - joined_s
+    run.say(f"restart: first receipt {from_start_s:.2f} s after the start, {from_joined_s:.2f} s after joining")
+    return {"row": "restart", "from_start_s": from_start_s, "from_joined_s": from_joined_s}
 
 
 def _at_s(event: dict[str, Any]) -> float:

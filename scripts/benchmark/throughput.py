@@ -129,7 +129,7 @@ def _read_committed(deployment: Deployment, topic: Topic, each: Callable[[bytes]
                 error = message.error()
                 if error is None:
                     each(message.value())
-                elif error.code() == KafkaError._PARTITION_EOF:
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
                     ended.add(message.partition())
                 else:
                     raise KafkaException(error)

@@ -67,7 +67,7 @@ class Issuer:
         return trust, jobs
 
     def mint(self, uses: str, keys: Sequence[str | None]) -> list[str]:
-        """A token for each key (None: the key stands beside the token), signed in as many processes as there are CPUs."""
+        """A token for each key (None: the key stands beside it), signed in as many processes as there are CPUs."""
         processes = os.cpu_count() or 1
         size = max(-(-len(keys) // (processes * 4)), 250)
         parts = [(self._pem, uses, start, keys[start : start + size]) for start in range(0, len(keys), size)]

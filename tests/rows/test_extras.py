@@ -20,9 +20,9 @@ STEPS = 7
 
 
 def test_a_key_with_another_request_is_refused_and_names_the_first_run(world: World) -> None:
-    token = world.ours.token(uses="many")
     first, other = world.present_in_turn(
-        plain(token, params={"n": 1}, idempotency_key="x01"), plain(token, params={"n": 2}, idempotency_key="x01")
+        plain(world.ours.token(uses="many"), params={"n": 1}, idempotency_key="x01"),
+        plain(world.ours.token(uses="many"), params={"n": 2}, idempotency_key="x01"),
     )
     assert (first.verdict, other.verdict) == ("accepted", "idempotency_key_reused")
     assert other.receipt["run_id"] == first.run_id
@@ -128,10 +128,10 @@ def test_explain_shows_each_check_of_a_trigger_on_the_topic_and_the_one_that_dec
     assert outcome.verdict == "payload_invalid"
     told, printed = explained(world, outcome.trigger_id, code=3)
     checks = told["checks"]
-    (failed,) = [check for check in checks if check["verdict"] == "fail"]
-    assert failed["reason"] == "payload_invalid"
+    (failed,) = [check for check in checks if check["result"] == "fail"]
+    assert failed["check"] == "payload_invalid"
     assert {check["stage"] for check in checks} >= {"parse", "verify", "authorize"}
-    assert all(check["verdict"] == "pass" for check in checks[: checks.index(failed)])
+    assert all(check["result"] == "pass" for check in checks[: checks.index(failed)])
     assert token not in printed
     assert token.rpartition(".")[2] not in printed
 
@@ -139,7 +139,7 @@ def test_explain_shows_each_check_of_a_trigger_on_the_topic_and_the_one_that_dec
 def test_explain_of_a_file_judges_what_was_never_sent(world: World) -> None:
     (world.directory / "t.json").write_bytes(plain(world.ours.token(FORBIDDEN), FORBIDDEN).encoded() or b"")
     told, _ = explained(world, "t.json", code=3)
-    assert [check["reason"] for check in told["checks"] if check["verdict"] == "fail"] == ["job_not_authorized"]
+    assert [check["check"] for check in told["checks"] if check["result"] == "fail"] == ["job_not_authorized"]
     (world.directory / "t.json").write_bytes(plain(world.ours.token()).encoded() or b"")
     told, _ = explained(world, "t.json", code=0)
     assert told["outcome"] == "accepted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 import threading
@@ -12,7 +13,7 @@ import jwt
 import pytest
 
 from tests.rows.aside import Aside
-from tests.rows.world import NIGHTLY, Gate, World, plain
+from tests.rows.world import NIGHTLY, Gate, World, b64, plain
 from tests.support.reader import read_topic
 
 pytest_plugins = ("tests.rows.aside",)
@@ -52,8 +53,10 @@ def test_a_token_of_a_shared_secret_is_refused_by_an_issuer_whose_rule_says_es25
 
 def test_a_token_of_a_shared_secret_is_refused_where_no_secret_is_configured(world: World) -> None:
     (known,) = [key for key in json.loads(world.jwks_file.read_text())["keys"] if key["kid"] == world.ours.kid]
-    for secret in (json.dumps(known), "0" * 64):
-        forged = jwt.encode(world.ours.claims(), secret, "HS256", headers={"kid": "dev", "typ": "trigger+jwt"})
+    for secret, kid in ((json.dumps(known), world.ours.kid), ("0" * 64, "dev")):
+        header = {"alg": "HS256", "kid": kid, "typ": "trigger+jwt"}
+        message = b64(json.dumps(header).encode()) + "." + b64(json.dumps(world.ours.claims()).encode())
+        forged = message + "." + b64(hmac.digest(secret.encode(), message.encode(), "sha256"))
         assert world.present_one(plain(forged)).verdict == "algorithm_not_allowed"
 
 
@@ -96,15 +99,15 @@ def test_a_secret_that_would_be_unsafe_stops_the_start(
     if mode is not None:
         file.write_text(secret)
         file.chmod(mode)
-    env = {"TOLLGATE_GATE__INSECURE_DEV_HS256": str(file)}
-    done = world.tollgate("token", "issue", "--job", NIGHTLY, "--ttl", "5m", "--insecure-dev-hs256", code=2,
-                          env=env | ({"TOLLGATE_KAFKA__BOOTSTRAP": bootstrap} if bootstrap else {}))  # fmt: skip
+    env = {"TOLLGATE_GATE__INSECURE_DEV_HS256": str(file), "TOLLGATE_TELEMETRY__PORT": "0"}
+    words: tuple[str, ...] = ("gate", "--workers", "1")
+    if bootstrap is not None:  # a gate would first look for that broker
+        env["TOLLGATE_KAFKA__BOOTSTRAP"] = bootstrap
+        words = ("token", "issue", "--job", NIGHTLY, "--ttl", "5m", "--insecure-dev-hs256")
+    done = world.tollgate(*words, code=2, env=env)
     assert complaint in done.stderr
     assert not done.stdout
-    if bootstrap is None:
-        gate = world.tollgate("gate", "--workers", "1", code=2, env=env | {"TOLLGATE_TELEMETRY__PORT": "0"})
-        assert complaint in gate.stderr
-        assert "Traceback" not in gate.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_shared_secret_is_in_no_topic_log_or_metric(aside: Aside) -> None:
@@ -223,7 +226,7 @@ def test_no_good_token_is_rejected_while_keys_rotate_under_load(world: World, tm
     thread.start()
     try:
         for _ in range(2):
-            kid = store.made("rotate", "--overlap", "3s")["kid"]
+            kid = store.made("rotate", "--overlap", "2s")["kid"]
             while kid not in signed_by and not failures:
                 time.sleep(0.1)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 from tests.rows.world import World, plain
@@ -65,6 +66,4 @@ def test_the_last_moment_of_a_token_is_the_end_of_its_grace_by_the_brokers_clock
 
 
 def _lines(text: str) -> list[dict[str, object]]:
-    import json
-
     return [json.loads(line) for line in text.splitlines()]

@@ -106,7 +106,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.=+/
 def mutated(token, dice):
     """The token with one to four edits; never the token itself."""
     text = token
-    while text == token or not text.strip():
+    while text.strip(" ") in (token, ""):  # spaces before a token belong to the header it stands in
         for _ in range(dice.randint(1, 4)):
             at = dice.randrange(len(text) + 1)
             more = dice.choice(ALPHABET)
@@ -153,7 +153,7 @@ def test_no_signed_token_with_a_required_claim_missing_or_malformed_is_accepted(
     while len(triggers) < FUZZED_CLAIMS:
         name, junk = dice.choice(REQUIRED), dice.choice(JUNK)
         if not (isinstance(junk, str) and (name, junk) in HARMLESS):
-            triggers.append(plain(world.ours.token(uses=dice.choice(("once", "many")), **{name: junk})))
+            triggers.append(plain(world.ours.token(**{"uses": dice.choice(("once", "many")), name: junk})))
     verdicts = Counter(outcome.verdict for outcome in world.present(*triggers))
     assert verdicts.keys().isdisjoint({"accepted", "duplicate", "internal_deny"}), verdicts
 

@@ -233,7 +233,7 @@ async def _fetch(broker: str, topic: str, partition: int, start: int) -> list[ba
         marks = await cluster.watermarks((topic, partition))
         position = start
         while position < marks.high:
-            raw, aborted, _ = await cluster._fetch_one((topic, partition), position, "test")
+            raw, aborted = await cluster._fetch_one((topic, partition), position, "test")
             for part, position in batch.visible(raw, aborted, position):  # noqa: B020
                 found += [] if part is None else [part]
     finally:

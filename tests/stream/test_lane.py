@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ POISON: dict[str, tuple[Raw, str]] = {
     "no token": (Raw(b'{"job": "a"}'), "token_missing"),
     "1,000 headers": (Raw(b"{}", [(f"h{n}", b"v") for n in range(1_000)]), "headers_malformed"),
     "the same header 1,000 times": (Raw(b"{}", [("h", b"v")] * 1_000), "headers_malformed"),
-    "a header without a value": (Raw(b"{}", [("authorization", None)]), "authorization_malformed"),
+    "a header without a value": (Raw(b"{}", [("authorization", None)]), "headers_malformed"),
     "a token of dots": (Raw(b'{"token": "' + b"." * 900_000 + b'"}'), "token_too_large"),
 }  # fmt: skip
 
@@ -153,11 +154,7 @@ async def test_a_record_whose_time_is_its_producers_is_refused_while_the_topic_l
 
     async def set_type(value: str, shown: int) -> list[str]:
         """Change the topic, and send until records show it."""
-        entry = ConfigEntry("message.timestamp.type", value, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, deployment.topic("triggers"), incremental_configs=[entry])
-        admin = connect(Kafka(bootstrap=deployment.bootstrap))
-        for future in admin.incremental_alter_configs([resource]).values():
-            future.result(30)
+        await _set(deployment, "triggers", "message.timestamp.type", value)
         sent: list[str] = []
         for _ in range(50):
             sent += await send(deployment, number, good(deployment, number))
@@ -190,7 +187,8 @@ async def test_a_trigger_away_from_home_is_handed_off_and_decided_there(
     deployment: Deployment, state_dir: Path
 ) -> None:
     here, home = deployment.lane(), deployment.lane()
-    record = trigger(deployment.issuer, deployment.key(home))
+    token = deployment.issuer.token("many")
+    record = trigger(deployment.issuer, deployment.key(home), token=token)
     async with deployment.worker(here, home, state_dir=state_dir):
         (trigger_id,) = await send(deployment, here, record)
         answered: list[Any] = []
@@ -205,7 +203,9 @@ async def test_a_trigger_away_from_home_is_handed_off_and_decided_there(
     assert json.loads(answered[0].value)["outcome"] == "accepted"
     assert await read_lane(deployment.bootstrap, deployment.topic("receipts"), here) == []
     (handed,) = await read_lane(deployment.bootstrap, deployment.topic("handoffs"), home)
-    assert b"eyJ" not in (handed.value or b"")  # never a token
+    original = base64.b64decode(json.loads(handed.value or b"")["redacted"]["value"])
+    for part in token.encode().split(b"."):
+        assert part not in (handed.value or b"") + original
 
 
 async def test_one_key_sent_to_every_lane_at_once_is_one_job(deployment: Deployment, state_dir: Path) -> None:
@@ -341,6 +341,14 @@ async def test_a_lane_holds_while_an_issuer_has_no_key_set_and_resumes(
 # ── named stops ──
 
 
+async def _set(deployment: Deployment, topic: str, name: str, value: str) -> None:
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, deployment.topic(topic), incremental_configs=[entry])
+    admin = connect(Kafka(bootstrap=deployment.bootstrap))
+    for future in admin.incremental_alter_configs([resource]).values():
+        await asyncio.to_thread(future.result, 30)
+
+
 async def _delete_all(deployment: Deployment, topic: str, lane: int) -> None:
     admin = connect(Kafka(bootstrap=deployment.bootstrap))
     for future in admin.delete_records([TopicPartition(deployment.topic(topic), lane, -1)]).values():
@@ -351,7 +359,11 @@ async def test_a_lane_whose_checkpoint_is_lost_stops_and_says_so(deployment: Dep
     number = deployment.lane()
     async with deployment.running(number, state_dir=state_dir):
         pass
-    await _delete_all(deployment, "checkpoints", number)
+    await _set(deployment, "checkpoints", "cleanup.policy", "delete")
+    try:
+        await _delete_all(deployment, "checkpoints", number)
+    finally:
+        await _set(deployment, "checkpoints", "cleanup.policy", "compact")
     sent = await send(deployment, number, good(deployment, number))
     async with deployment.worker(number, state_dir=state_dir) as worker:
         lane = worker.lanes[number]
@@ -422,11 +434,16 @@ async def test_a_lane_that_lost_a_frame_of_a_commit_takes_itself_anew_and_decide
             between.judge = proxy.drop_once(side, api_key)
             sent = await send(deployment, number, *records, *records)
             assert await answers(deployment, sent) == ["accepted"] * 3 + ["duplicate"] * 3
-            first, *_, last = (given for given in between.epochs if not given.error)
+            first, last = await until("it is taken again", lambda: _two(between.epochs))
             assert (last.producer_id, last.epoch) > (first.producer_id, first.epoch)
     assert len(await read_lane(deployment.bootstrap, deployment.topic("jobs"), number)) == 3
     audit = await read_lane(deployment.bootstrap, deployment.topic("audit"), number)
     assert [json.loads(record.value or b"")["sequence"] for record in audit] == list(range(1, len(audit) + 1))
+
+
+def _two(epochs: list[proxy.Epoch]) -> list[proxy.Epoch]:
+    given = [each for each in epochs if not each.error]
+    return given[:1] + given[-1:] if len(given) > 1 else []
 
 
 async def test_a_lane_that_comes_back_to_the_same_process_keeps_what_it_holds(

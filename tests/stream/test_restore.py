@@ -361,9 +361,10 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture(scope="module")
 def kept(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str], Path]:
-    """A lane with 60 entries and its store: half of it in a table file, half in the write-ahead log."""
+    """A lane with 60 entries and its store as a kill leaves it: half in a table file, half in the write-ahead log."""
     number = deployment.lane()
     directory = tmp_path_factory.mktemp("kept")
+    as_killed = directory / "as-killed"
     keys = [deployment.key(number) for _ in range(60)]
 
     async def fill() -> None:
@@ -372,9 +373,11 @@ def kept(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> tu
             assert lane._store is not None
             lane._store._db.flush()
             await _decided(deployment, number, keys[30:])
+            await until("all is in the store", lambda: len(table_of(lane)) == 60)
+            shutil.copytree(directory / f"lane-{number}", as_killed / f"lane-{number}")
 
     asyncio.run(fill())
-    return number, keys, directory
+    return number, keys, as_killed
 
 
 @pytest.mark.parametrize("how", DAMAGE)

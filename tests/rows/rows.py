@@ -1,0 +1,197 @@
+"""The rows of requirements.md that hold, each with the tests that show it, and the numbers reduced for time.
+
+A test is `file::function`, from this directory; with a slash, from `tests/`. With TOLLGATE_ROWS_FULL=1 in the
+environment the reduced numbers are the rows' own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    tests: tuple[str, ...]
+    reduced: str = ""  # the row's number → the suite's, and why
+    note: str = ""  # where the design decided otherwise than the row's words
+
+
+def _in(file: str, *functions: str, reduced: str = "", note: str = "") -> Row:
+    return Row(tuple(f"{file}::{function}" for function in functions), reduced, note)
+
+
+T, V, A, P, I = (f"test_{name}.py" for name in ("tokens", "verification", "authorization", "payload", "idempotency"))
+X, Z = "test_attacks.py", "test_zz_schemas.py"
+
+ROWS: dict[str, Row] = {
+    "T-01": _in(
+        T, "test_an_issued_token_names_job_params_and_expiry_and_starts_that_job",
+        note="without the part about who may issue",
+    ),
+    "T-02": _in(
+        T, "test_ten_thousand_tokens_have_distinct_and_random_ids",
+        "test_a_token_with_any_one_byte_flipped_starts_nothing_and_the_token_is_still_good",
+    ),
+    "T-04": Row((
+        f"{T}::test_an_emitter_goes_on_after_all_local_state_is_deleted_and_every_gate_restarted",
+        f"{Z}::test_no_record_is_keyed_by_an_emitter_or_its_connection",
+    )),
+    "T-09": _in(T, "test_a_correctly_signed_token_without_kid_is_refused"),
+    "T-10": _in(T, "test_what_is_minted_carries_kid_iat_and_jti", "test_a_token_without_jti_is_refused"),
+    "T-12": _in(
+        T, "test_the_issuer_refuses_a_lifetime_that_is_missing_or_above_the_cap",
+        "test_the_gate_refuses_a_lifetime_that_is_missing_or_above_the_cap_whoever_signed_it",
+    ),
+    "T-13": _in(
+        T, "test_the_issuer_puts_no_secret_into_a_token", "test_a_signed_token_that_carries_a_secret_in_clear_is_refused"
+    ),
+    "T-14": _in(
+        T, "test_the_issuer_makes_no_token_for_any_job", "test_a_signed_token_for_any_job_starts_none",
+        "test_a_token_for_two_jobs_starts_those_two_only",
+    ),
+    "T-15": _in(
+        T, "test_what_a_token_fixes_is_never_what_the_payload_says", "test_a_parameter_named_twice_is_refused",
+        "test_an_equal_value_is_no_conflict_and_a_missing_one_is_filled_in",
+    ),
+    "T-20": _in(
+        T, "test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked",
+        "test_the_gate_refuses_a_lifetime_that_is_missing_or_above_the_cap_whoever_signed_it", note="counted from the audit",
+    ),
+    "V-01": _in(V, "test_garbage_a_stranger_and_an_expired_token_have_each_its_reason_and_leave_no_entry"),
+    "V-02": _in(V, "test_only_a_token_with_all_of_kid_iss_aud_and_exp_right_passes"),
+    "V-03": _in(
+        V, "test_no_mutated_token_is_accepted_and_each_has_its_dead_letter_and_receipt",
+        "test_no_signed_token_with_a_required_claim_missing_or_malformed_is_accepted",
+        "test_a_verifier_that_fails_refuses_and_never_starts_a_job",
+        reduced="100,000 mutated tokens → 20,000: each is a record through a running gate",
+    ),
+    "V-04": _in(
+        V, "test_a_token_is_good_up_to_sixty_seconds_out_of_its_time_by_the_brokers_clock",
+        "test_one_setting_moves_both_ends_of_the_grace",
+    ),
+    "V-06": Row((
+        f"{V}::test_a_gate_does_not_start_with_a_weak_shared_secret",
+        f"{V}::test_a_token_of_a_shared_secret_is_refused_where_none_is_configured",
+        f"{X}::test_a1_only_the_keys_own_algorithm_counts",
+        f"{X}::test_a2_the_public_key_is_no_secret",
+        f"{X}::test_a3_a4_a_header_holds_alg_kid_and_typ_only",
+        f"{X}::test_a5_a_kid_is_looked_up_and_nothing_else",
+        f"{X}::test_a10_claims_are_strict_json",
+        f"{X}::test_a15_a_class_is_never_accepted_in_anothers_place",
+        f"{X}::test_a16_a_token_is_measured_before_it_is_decoded",
+    )),
+    "A-01": _in(
+        A, "test_a_token_for_one_job_does_not_start_another", "test_a_grant_without_the_trigger_permission_starts_nothing",
+        "test_a_grant_with_job_and_permission_starts_the_job",
+    ),
+    "A-02": _in(
+        A, "test_two_tokens_of_one_identity_open_each_what_it_grants",
+        "test_taking_back_one_token_of_an_identity_does_not_touch_the_other",
+    ),
+    "A-03": _in(A, "test_each_refusal_says_at_which_stage_and_why"),
+    "A-07": _in(
+        A, "test_no_trigger_reaches_the_system_itself", "test_no_other_action_of_a_grant_is_worth_anything",
+        "test_who_holds_a_token_can_issue_no_other", note="for what exists: there are no endpoints yet",
+    ),
+    "A-12": _in(
+        A, "test_a_perfect_token_starts_no_job_that_is_unregistered_disabled_or_beyond_its_issuers_rule",
+        "test_a_job_switched_off_and_on_again_follows_without_a_restart",
+    ),
+    "A-13": _in(A, "test_a_token_speaks_only_for_the_organisation_of_its_issuers_rule"),
+    "P-01": _in(
+        P, "test_javas_console_producer_starts_jobs_by_value_and_by_headers",
+        "test_an_aiokafka_producer_starts_jobs_by_value_and_by_headers",
+        "test_a_librdkafka_producer_starts_a_job_whatever_its_records_key", "test_a_trigger_may_come_in_any_documented_form",
+    ),
+    "P-02": _in(P, "test_an_emitter_may_be_gone_before_its_trigger_is_decided"),
+    "P-03": _in(
+        P, "test_the_token_wins_over_the_payload_and_the_payload_over_the_jobs_default",
+        "test_a_payload_that_does_not_fit_the_jobs_schema_is_told_where",
+        "test_a_payload_that_fits_runs_with_the_defaults_filled_in",
+        "test_a_payload_above_the_limit_is_refused_and_one_below_is_not",
+        "test_a_payload_digest_in_trigger_or_token_must_match",
+    ),
+    "P-05": _in(P, "test_a_kind_of_job_never_seen_before_works_with_only_a_registry_record"),
+    "P-06": Row((
+        f"{Z}::test_every_record_of_a_topic_fits_its_schema",
+        f"{Z}::test_every_record_of_the_registry_fits_the_schema_of_its_kind",
+        f"{Z}::test_every_accepted_plain_trigger_fits_its_schema",
+        f"{Z}::test_a_changed_field_does_not_fit",
+        "/test_schemas.py::test_a_changed_schema_has_a_new_version",
+    )),
+    "I-01": _in(
+        I, "test_a_key_in_the_token_the_header_or_the_value_is_the_same_key", "test_keys_that_disagree_are_refused",
+        "test_without_a_key_a_webhook_trigger_is_a_new_run_and_a_one_shot_token_is_used_once",
+        "test_a_key_beside_a_one_shot_token_must_be_in_it", "test_an_events_id_is_a_key_only_where_the_job_says_so",
+    ),
+    "I-02": _in(
+        I, "test_a_thousand_identical_triggers_on_all_partitions_make_one_job_whatever_gates_die",
+        "test_one_request_sent_to_every_partition_at_once_makes_one_job",
+        "test_a_request_without_a_records_key_and_with_others_keys_makes_one_job",
+    ),
+    "I-03": _in(
+        I, "test_the_dedup_table_is_a_compacted_topic_kept_longer_than_every_window",
+        "test_the_table_is_restored_from_an_empty_changelog_one_of_markers_only_and_one_compacted",
+        "test_an_entry_of_the_table_says_which_run_a_request_became",
+    ),
+    "I-04": _in(I, "test_a_used_one_shot_token_starts_nothing_more_before_or_after_a_restart"),
+    "I-06": _in(
+        I, "test_a_refused_trigger_uses_up_neither_its_token_nor_its_key",
+        "test_expired_forged_and_foreign_triggers_with_a_key_leave_the_key_to_its_owner",
+    ),
+    "I-07": Row(
+        ("/kill/test_kill.py::test_gates_killed_inside_open_transactions_lose_nothing_and_start_nothing_twice",),
+        reduced="1,000 kills → 20: the proof of the rest is a campaign of its own",
+    ),
+    "I-08": Row((
+        f"{I}::test_a_key_is_its_owners_for_one_job",
+        f"{X}::test_b7_a_squatter_has_no_effect_on_the_victims_key",
+        f"{X}::test_b8_keys_that_look_alike_are_different_keys",
+    )),
+    "I-09": _in(I, "test_a_sensitive_job_takes_one_shot_tokens_only"),
+}  # fmt: skip
+
+# The attack table, likewise. What is missing needs a part that does not exist yet.
+ATTACKS: dict[str, Row] = {
+    "A1": _in(X, "test_a1_only_the_keys_own_algorithm_counts"),
+    "A2": _in(X, "test_a2_the_public_key_is_no_secret"),
+    "A3": _in(X, "test_a3_a4_a_header_holds_alg_kid_and_typ_only"),
+    "A4": _in(X, "test_a3_a4_a_header_holds_alg_kid_and_typ_only"),
+    "A5": _in(X, "test_a5_a_kid_is_looked_up_and_nothing_else"),
+    "A6": _in(X, "test_a6_a_token_is_three_parts"),
+    "A7": _in(X, "test_a7_a_signature_is_two_numbers_in_range_in_64_bytes"),
+    "A8": _in(X, "test_a8_the_twin_of_a_used_token_starts_nothing"),
+    "A9": _in(X, "test_a9_base64url_is_strict"),
+    "A10": _in(X, "test_a10_claims_are_strict_json", "test_any_bytes_of_a_record_are_decided_and_the_next_good_trigger_at_once"),
+    "A11": _in(X, "test_a11_times_are_whole_seconds"),
+    "A12": _in(X, "test_a12_a_token_is_out_of_its_time_beyond_the_grace"),
+    "A13": _in(X, "test_a13_the_audience_is_this_deployment_alone"),
+    "A14": _in(X, "test_a14_an_issuer_is_known_by_its_exact_name"),
+    "A15": _in(X, "test_a15_a_class_is_never_accepted_in_anothers_place"),
+    "A16": _in(X, "test_a16_a_token_is_measured_before_it_is_decoded"),
+    "A17": _in(
+        X, "test_a17_a_storm_of_unknown_kids_is_refused_and_honest_triggers_pass",
+        reduced="100,000 unknown kids → 2,000: what a lookup costs does not depend on how many there were",
+    ),
+    "A19": _in(X, "test_a19_a_jti_is_a_short_text"),
+    "B1": _in(X, "test_b1_b3_the_same_record_again_names_the_same_job_wherever_it_lands"),
+    "B2": _in(X, "test_b2_a_token_for_another_deployment_opens_nothing_here"),
+    "B3": _in(X, "test_b1_b3_the_same_record_again_names_the_same_job_wherever_it_lands"),
+    "B4": _in(X, "test_b4_b5_a_captured_token_is_worth_nothing_for_another_request"),
+    "B5": _in(X, "test_b4_b5_a_captured_token_is_worth_nothing_for_another_request"),
+    "B6": _in(X, "test_b6_a_key_used_for_another_request_is_refused"),
+    "B7": _in(X, "test_b7_a_squatter_has_no_effect_on_the_victims_key"),
+    "B8": _in(X, "test_b8_keys_that_look_alike_are_different_keys"),
+    "B9": _in(X, "test_b9_what_is_said_twice_is_refused_even_when_it_agrees"),
+    "B10": _in(X, "test_b10_a_producers_timestamp_buys_nothing"),
+    "B13": _in(
+        Z, "test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics",
+        "test_a_token_hidden_anywhere_in_a_refused_record_is_taken_out",
+    ),
+    "B15": _in(X, "test_b15_a_strangers_words_stay_in_their_line"),
+    "B16": _in(Z, "test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics"),
+    "B17": _in(X, "test_b17_what_is_revoked_is_refused_from_then_on"),
+    "B18": _in(
+        X, "test_b18_odd_records_are_refused_and_the_next_is_decided_at_once",
+        "test_b18_a_batch_that_expands_beyond_the_limit_is_refused_by_its_coordinates",
+    ),
+}  # fmt: skip

@@ -1,0 +1,126 @@
+"""Gate processes and their consumer group: who has which lane, and how lanes change hands in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import gates, reader
+from tests.support.emitting import emit, trigger, until
+from tests.support.gates import GateProcess
+from tests.support.invariants import Ledger, Seen, Sent, violations
+from tests.support.issuer import OtherIssuer
+
+LANES = 4
+
+
+class Running:
+    """A deployment of four lanes, two gates, and a ledger of what was sent."""
+
+    def __init__(self, broker: str, prefix: str, directory: Path) -> None:
+        self.broker, self.prefix = broker, prefix
+        self.issuer = OtherIssuer(prefix)
+        gates.found(broker, prefix, LANES, self.issuer, directory / "operator")
+        env = gates.environment(broker, prefix, gate__session_timeout_ms="3000")
+        self.first, self.second = (GateProcess(name, directory, env) for name in ("first", "second"))
+        self.ledger = Ledger()
+        self._number = 0
+
+    async def send(self, count: int) -> None:
+        for lane in range(LANES):
+            keys = [f"key-{self._number + number}" for number in range(count)]
+            self._number += count
+            records = [trigger(self.issuer, key) for key in keys]
+            ids = await asyncio.to_thread(emit, self.broker, f"{self.prefix}triggers", lane, records)
+            self.ledger.sent |= {each: Sent(key, "good") for each, key in zip(ids, keys, strict=True)}
+
+    async def all_answered(self) -> None:
+        topic, wanted = f"{self.prefix}receipts", len(self.ledger.sent)
+        assert await asyncio.to_thread(reader.count_up_to, self.broker, topic, wanted, 30.0) == wanted
+
+    def seen(self) -> Seen:
+        names = Seen.__dataclass_fields__
+        return Seen(
+            **{
+                name: reader.read_topic(self.broker, f"{self.prefix}{name.replace('_', '-')}").records
+                for name in names
+            }
+        )
+
+
+def lanes_of(gate: GateProcess) -> set[int]:
+    """The lanes a gate has now, by its log."""
+    mine: set[int] = set()
+    for event in gate.events():
+        match event["event"]:
+            case "gate_started":
+                mine.clear()
+            case "lane_taken":
+                mine.add(event["lane"])
+            case "lane_released" | "lane_stopped":
+                mine.discard(event["lane"])
+    return mine
+
+
+@pytest.fixture
+def running(broker: str, prefix: str, tmp_path: Path) -> Iterator[Running]:
+    made = Running(broker, prefix, tmp_path)
+    yield made
+    for gate in (made.first, made.second):
+        if gate.alive:
+            gate.signal(signal.SIGKILL)
+            gate.wait()
+
+
+async def test_two_gates_share_the_lanes_and_hand_them_over_in_order(running: Running) -> None:
+    first, second = running.first, running.second
+    first.start()
+    await until("the first gate has every lane", lambda: lanes_of(first) == set(range(LANES)))
+    await running.send(50)
+
+    second.start()
+    await until("they share the lanes", lambda: len(lanes_of(first)) == len(lanes_of(second)) == LANES // 2)
+    assert lanes_of(first) | lanes_of(second) == set(range(LANES))
+    await running.send(50)
+
+    sending = asyncio.create_task(running.send(200))  # SIGTERM in the middle of work
+    await asyncio.sleep(0.05)
+    first.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(first.wait) == 0
+    await sending
+    await until("the second gate has every lane", lambda: lanes_of(second) == set(range(LANES)))
+    await running.all_answered()
+    assert await asyncio.to_thread(second.stop) == 0
+
+    assert violations(running.ledger, running.seen()) == []
+    audit = f"{running.prefix}audit"
+    whole, all_ = (reader.read_topic(running.broker, audit, how) for how in ("read_committed", "read_uncommitted"))
+    assert whole.ends == whole.highs
+    # Lanes that are handed over in order leave nothing half done.
+    assert len(all_.records) - len(whole.records) <= _fenced(running)
+    for gate in (first, second):
+        assert [event["event"] for event in gate.events()][-1] == "gate_stopped"
+        assert "lane_stopped" not in {event["event"] for event in gate.events()}
+
+
+def _fenced(running: Running) -> int:
+    """Takeovers that overtook a hand-over: each may have cost one transaction, never more."""
+    names: list[Any] = [event["event"] for gate in (running.first, running.second) for event in gate.events()]
+    return names.count("lane_fenced")
+
+
+async def test_a_gate_that_is_told_to_stop_while_idle_stops_and_starts_again_where_it_was(running: Running) -> None:
+    for _ in range(2):
+        running.first.start()
+        await until("the gate has every lane", lambda: lanes_of(running.first) == set(range(LANES)))
+        await running.send(20)
+        await running.all_answered()
+        assert await asyncio.to_thread(running.first.stop) == 0
+    assert violations(running.ledger, running.seen()) == []
+    taken = [event for event in running.first.events() if event["event"] == "lane_taken"]
+    assert {event["triggers_offset"] for event in taken} == {0, 20}
