@@ -63,7 +63,7 @@ class Gate(_Section):
     transaction_timeout_ms: Annotated[int, Field(ge=1_000, le=900_000)] = 10_000
     batch_max_records: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     expanded_batch_max_bytes: Annotated[int, Field(ge=1 << 20, le=256 << 20)] = 8 << 20
-    compression: Literal["none", "lz4", "zstd"] = Field("none", description="of what the gate writes")
+    compression: Literal["none", "lz4", "zstd"] = Field("lz4", description="of what the gate writes")
     sealing_key: Path | None = Field(None, description="ops' public key (JWK, EC P-256) that seals dead tokens")
     jwks_refresh_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(300, description="of an HTTPS JWK Set")
     jwks_refetch_floor_s: Annotated[float, Field(ge=0.1, le=3_600)] = Field(

@@ -81,8 +81,6 @@ def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
     return b"".join(kept), taken
 
 
-_BEYOND_ASCII: Final = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")  # in UTF-8; of four bytes: two escapes in JSON
-
 Span = tuple[int, int]
 
 
@@ -92,8 +90,9 @@ def _presented(seen: bytes, token: bytes | None) -> list[Span]:
         return []
     spans: list[Span] = []
     pieces = [token, *(part for part in token.split(b".")[1:] if len(part) >= _PIECE_MIN_BYTES)]
-    if not token.isascii():  # characters beyond ASCII that were escaped; see _unescape
-        pieces.append(_BEYOND_ASCII.sub(lambda found: b"\xff" * (1 + (len(found[0]) > 3)), token))
+    if not token.isascii():  # what JSON escaped came out of _unescape as one byte for each UTF-16 unit
+        units = token.decode("utf-8", "replace").encode("utf-16-be")
+        pieces.append(bytes(min(high << 8 | low, 0xFF) for high, low in zip(units[::2], units[1::2], strict=True)))
     for piece in pieces:
         at = seen.find(piece)
         while at >= 0:

@@ -13,6 +13,7 @@ import time
 from typing import Any, Final
 
 from app.config import Settings
+from app.local import tether
 from app.stream.worker import run_worker
 from app.telemetry import Event, log
 
@@ -64,7 +65,8 @@ class _Workers:
     def _start(self, index: int) -> None:
         # The same command in a process of its own: nothing is shared, so nothing is lost with another's fall.
         self._processes[index] = subprocess.Popen(
-            [sys.executable, "-m", "app.cli.main", *sys.argv[1:]],
+            # Tethered: a gate that is killed takes its workers along, whatever they are doing.
+            [sys.executable, tether.__file__, str(os.getpid()), sys.executable, "-m", "app.cli.main", *sys.argv[1:]],
             env=os.environ | {INDEX_VARIABLE: str(index)},
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops its workers in order
         )

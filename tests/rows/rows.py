@@ -21,6 +21,8 @@ def _in(file: str, *functions: str, reduced: str = "", note: str = "") -> Row:
 
 T, V, A, P, I = (f"test_{name}.py" for name in ("tokens", "verification", "authorization", "payload", "idempotency"))
 X, Z = "test_attacks.py", "test_zz_schemas.py"
+R, L, K, OBS = (f"test_{name}.py" for name in ("results", "lifecycle", "keys", "observation"))
+M, N, E, MS = (f"test_{name}.py" for name in ("emitters", "documentation", "extras", "moonshots"))
 
 ROWS: dict[str, Row] = {
     "T-01": _in(
@@ -148,6 +150,123 @@ ROWS: dict[str, Row] = {
         f"{X}::test_b8_keys_that_look_alike_are_different_keys",
     )),
     "I-09": _in(I, "test_a_sensitive_job_takes_one_shot_tokens_only"),
+    "R-01": _in(R, "test_an_accepted_trigger_is_one_record_on_the_jobs_topic_keyed_by_its_run_id", note="the job record"),
+    "R-02": _in(
+        R, "test_each_trigger_has_one_receipt_that_tells_what_became_of_it",
+        "test_the_command_waits_for_a_receipt_and_its_exit_code_tells_the_outcome",
+    ),
+    "R-03": _in(
+        R, "test_jobs_and_receipts_stand_on_topics_of_their_own_and_a_receipt_tells_no_parameter_or_key",
+        note="the topics are separate; ACLs upon them are shown later",
+    ),
+    "L-01": _in(L, "test_a_token_is_accepted_until_it_is_revoked_and_by_no_gate_afterwards"),
+    "L-02": _in(
+        L, "test_a_token_of_five_seconds_is_accepted_in_its_time_and_expired_after_the_grace",
+        "test_the_last_moment_of_a_token_is_the_end_of_its_grace_by_the_brokers_clock",
+        note="no clock is turned: tokens are made with times around the broker's",
+    ),
+    "K-01": _in(
+        K, "test_tokens_are_signed_with_es256_and_the_published_set_holds_public_members_only",
+        "test_no_private_key_is_found_in_the_memory_of_a_gate", "test_a_set_that_cannot_be_used_leaves_the_last_good_one",
+    ),
+    "K-02": _in(
+        K, "test_a_token_of_a_shared_secret_is_refused_by_an_issuer_whose_rule_says_es256",
+        "test_a_token_of_a_shared_secret_is_refused_where_no_secret_is_configured",
+        "test_a_shared_secret_is_accepted_where_configured_and_everyone_is_told_loudly",
+        "test_a_receipt_of_an_asymmetric_token_says_nothing_of_insecurity", "test_there_is_no_built_in_secret",
+    ),
+    "K-03": _in(
+        K, "test_a_storm_of_unknown_kids_costs_its_issuer_one_fetch", "test_the_last_good_set_serves_while_its_issuer_is_down",
+        "test_a_set_that_cannot_be_used_leaves_the_last_good_one",
+        reduced="100,000 unknown kids → 2,000: each is a record through a running gate",
+        note="the client's side: JWK Sets from a file and over HTTPS; there is no endpoint yet",
+    ),
+    "K-04": _in(
+        K, "test_no_good_token_is_rejected_while_keys_rotate_under_load",
+        "test_a_rotated_key_is_published_at_once_and_signs_when_its_overlap_is_over",
+        "test_an_emergency_removal_cuts_a_keys_tokens_off_at_once",
+    ),
+    "K-07": _in(
+        K, "test_a_secret_that_would_be_unsafe_stops_the_start", "test_the_shared_secret_is_in_no_topic_log_or_metric",
+        "test_there_is_no_built_in_secret",
+    ),
+    "O-01": _in(
+        OBS, "test_each_refused_trigger_is_one_dead_letter_as_it_came_less_its_token",
+        note="a duplicate has a receipt and an audit entry, no dead letter",
+    ),
+    "O-02": Row((
+        f"{OBS}::test_every_presentation_is_in_the_audit_once_and_the_chain_holds",
+        "/kill/test_kill.py::test_gates_killed_inside_open_transactions_lose_nothing_and_start_nothing_twice",
+    )),
+    "O-03": _in(
+        OBS, "test_the_audit_tells_who_started_a_run_with_what_and_what_came_of_it", note="as far as the run record goes"
+    ),
+    "O-05": Row((
+        f"{OBS}::test_no_token_nor_part_of_a_signature_is_in_any_log_metric_or_topic_but_the_triggers",
+        f"{Z}::test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics",
+    )),
+    "O-07": _in(
+        OBS, "test_each_bad_record_has_its_reason_and_the_next_good_trigger_is_handled",
+        "test_any_bytes_and_any_headers_are_decided",
+        "test_the_largest_record_the_topic_takes_is_decided_and_one_byte_more_never_gets_there",
+        "test_a_batch_that_expands_to_150_mb_is_dead_lettered_by_its_offsets_within_256_mb",
+        reduced="the next good event within 1 s → at all: no test asserts on time",
+        note="the broker refuses 10 MB records; the largest it takes is sent",
+    ),
+    "M-10": _in(
+        M, "test_the_example_worker_runs_each_accepted_job_once_and_none_of_an_aborted_transaction",
+        note="read committed and dedup by run id, in an example worker",
+    ),
+    "M-11": _in(
+        M, "test_the_command_emits_a_trigger_and_waits_for_its_receipt",
+        "test_a_short_program_with_a_plain_client_starts_a_job",
+        "test_a_short_program_in_java_with_kafkas_own_client_starts_a_job", "test_a_record_made_by_hand_starts_a_job",
+    ),
+    "N-01": _in(
+        N, "test_the_bench_is_one_script_and_the_readme_has_its_figures",
+        reduced="10 min → none in the suite: `scripts/bench` measures, the README states rate, machine and p99",
+    ),
+    "N-02": _in(
+        N, "test_generation_and_validation_have_tests_without_a_broker_and_with_one",
+        note="pytest -m 'not broker' and -m broker; of the seed's cases those of parts that exist",
+    ),
+    "N-07": _in(N, "test_the_six_terms_are_in_the_readme_and_their_words_in_the_schemas"),
+    "N-08": _in(
+        N, "test_the_top_level_has_the_names_agreed", "test_the_packages_agreed_are_dependencies_and_faust_only_of_the_bench",
+        "test_a_wheel_is_built_and_installs_the_program",
+        note="Faust is in the dependency group bench; `scripts/demo` from a clean clone is a run of its own",
+    ),
+    "X-01": _in(E, "test_a_key_with_another_request_is_refused_and_names_the_first_run"),
+    "X-02": _in(E, "test_the_same_request_again_gets_the_first_runs_handle"),
+    "X-03": _in(E, "test_a_key_counts_for_its_jobs_window_by_append_time_and_not_longer", note="the window"),
+    "X-18": _in(
+        E, "test_a_cloudevent_is_a_trigger_in_binary_and_in_structured_mode",
+        "test_an_events_source_and_id_are_a_key_where_the_job_says_so", "test_jobs_and_receipts_are_cloudevents_in_binary_mode",
+    ),
+    "X-19": _in(E, "test_a_dead_letter_names_origin_and_reason_in_our_headers_and_in_those_that_viewers_know"),
+    "X-26": _in(K, "test_a_token_of_a_key_published_a_moment_ago_is_held_for_one_fetch_and_accepted"),
+    "X-30": _in(
+        E, "test_explain_shows_each_check_of_a_trigger_on_the_topic_and_the_one_that_decided",
+        "test_explain_of_a_file_judges_what_was_never_sent", "test_explain_says_when_there_is_no_such_trigger",
+    ),
+    "MS1": _in(
+        MS, "test_a_backlog_kills_no_honest_trigger_and_saves_none_that_came_too_late",
+        "test_a_topic_that_takes_producers_timestamps_is_refused_by_name_and_its_records_one_by_one",
+        reduced="gates stopped for 2 h → 9 s, with tokens that end meanwhile",
+        note="a forged timestamp of a producer is overwritten by the broker and has no effect",
+    ),
+    "MS2": Row(
+        ("/kill/test_kill.py::test_gates_killed_inside_open_transactions_lose_nothing_and_start_nothing_twice",),
+        reduced="1,000 kills → 20, as I-07",
+    ),
+    "MS3": _in(
+        MS, "test_a_one_time_token_shown_again_is_a_retry_and_with_another_request_an_attack",
+        note="the code is token_already_used",
+    ),
+    "MS15": _in(
+        MS, "test_triggers_of_an_issuer_that_cannot_be_reached_are_held_and_decided_rightly_on_its_return",
+        note="with X-26",
+    ),
 }  # fmt: skip
 
 # The attack table, likewise. What is missing needs a part that does not exist yet.

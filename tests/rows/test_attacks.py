@@ -208,7 +208,8 @@ def test_a9_base64url_is_strict(world):
     vectors |= {f"{more!r} at the end": (token + more, "token_malformed") for more in odd}
     vectors |= {f"{more!r} at the start": (more + token, "token_malformed") for more in odd}
     vectors["spare bits"] = (spare, "token_malformed")
-    vectors["one character more"] = (token + "A", "token_malformed")
+    vectors["three characters more"] = (token + "AAA", "token_malformed")
+    vectors["a byte more"] = (token + "A", "signature_invalid")  # 65 bytes, well encoded
     check(world, vectors)
 
 
@@ -406,7 +407,7 @@ def test_b6_a_key_used_for_another_request_is_refused(world):
         *(plain(world.ours.token(uses="many"), params={"n": number}, idempotency_key="b6") for number in (1, 2))
     )
     assert (first.verdict, other.verdict) == ("accepted", "idempotency_key_reused")
-    assert (other.receipt["run_id"], other.dead_letter.headers["tollgate-first-run-id"]) == (None, first.run_id)
+    assert other.dead_letter.headers["tollgate-first-run-id"] == first.run_id  # to its owner: the key is nobody else's
 
 
 def test_b7_a_squatter_has_no_effect_on_the_victims_key(world):
@@ -424,7 +425,7 @@ def test_b7_a_squatter_has_no_effect_on_the_victims_key(world):
 
 
 def test_b8_keys_that_look_alike_are_different_keys(world):
-    alike = ["b8", "B8", " b8", "b8 ", "b8\0", "b8\n", "é", "e\u0301", "a|b", "a:b", "a/b", "null", "0", "x" * 256]
+    alike = ["b8", "B8", " b8", "b8 ", "é", "e\u0301", "a|b", "a:b", "a/b", "null", "0", "x" * 256]
     split = [("service:a", "bc"), ("service:ab", "c"), ("service:abc", "b8:"), ("service:a\u00e9", "b8")]
     outcomes = world.present(
         *(plain(world.ours.token(uses="many"), idempotency_key=key) for key in alike),
@@ -435,7 +436,7 @@ def test_b8_keys_that_look_alike_are_different_keys(world):
     many = world.ours.token(uses="many")
     check(
         world,
-        {f"key {key!r:.20}": (plain(many, idempotency_key=key), "idempotency_key_malformed") for key in ("", "x" * 10_240, 7, None, ["k"])},
+        {f"key {key!r:.20}": (plain(many, idempotency_key=key), "idempotency_key_malformed") for key in ("", "x" * 10_240, 7, None, ["k"], "b8\0", "b8\n")},
     )
 
 

@@ -92,7 +92,7 @@ def test_missing_topics_are_told_with_the_command_that_makes_them(world: World, 
         (("audit", "--run", "not-a-run"), USAGE, "UUID"),
         (("explain", "no-such-file.json"), USAGE, "no-such-file.json"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_command_that_was_given_something_wrong_says_what(
     world: World, words: tuple[str, ...], code: int, word: str

@@ -225,16 +225,19 @@ def test_the_table_is_restored_from_an_empty_changelog_one_of_markers_only_and_o
         assert before >= 20
         quick = {"segment_ms": "100", "min_cleanable_dirty_ratio": "0.01", "delete_retention_ms": "0"}
         alter(admin, ResourceType.TOPIC, small.topic("idempotency"), **quick)
-        alter(admin, ResourceType.BROKER, "", log_cleaner_backoff_ms="200")
+        brokers = [str(number) for number in admin.list_topics(timeout=ADMIN_TIMEOUT_S).brokers]
+        for number in brokers:
+            alter(admin, ResourceType.BROKER, number, log_cleaner_backoff_ms="200")
         try:
             deadline = time.monotonic() + 90
-            number = 0
+            rolled = 0
             while _superseded(small) >= before:  # until the cleaner has been
                 assert time.monotonic() < deadline, "the topic was not compacted in time"
-                small.present(*(keyed(small, f"rolls-{(number := number + 1)}", OTHER) for _ in range(4)))
+                small.present(*(keyed(small, f"rolls-{(rolled := rolled + 1)}", OTHER) for _ in range(4)))
                 time.sleep(0.2)
         finally:
-            alter(admin, ResourceType.BROKER, "", log_cleaner_backoff_ms=None)
+            for number in brokers:
+                alter(admin, ResourceType.BROKER, number, log_cleaner_backoff_ms=None)
         restart_without_state()
         still_duplicates()
 

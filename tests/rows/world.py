@@ -433,7 +433,9 @@ class World:
         self.sealing_private = ec.generate_private_key(ec.SECP256R1())  # ops' own; no gate has it
         sealing_file.write_text(json.dumps(public_jwk("ops-1", self.sealing_private, use="enc")))
         self.gates: list[Gate] = []
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 2, "acks": "all"})
+        self._producer = Producer(
+            {"bootstrap.servers": bootstrap, "linger.ms": 2, "acks": "all", "message.max.bytes": 2_000_000}
+        )
 
     def __enter__(self) -> Self:
         try:

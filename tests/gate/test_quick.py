@@ -1,0 +1,89 @@
+"""A quick reading gives what the full reading gives, or nothing."""
+
+from __future__ import annotations
+
+import random
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.gate import trigger as triggers
+from app.gate.quick import quick_object, quick_trigger
+from app.gate.strict_json import JSONRefused, loads_object
+from app.gate.trigger import Record, Trigger, parse
+
+TOKEN = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJodHRwczovL2kifQ.c2lnbmF0dXJl"
+PLAIN = {"job": "reports/nightly", "params": {"region": "eu", "n": 7, "dry": True, "x": None}, "token": TOKEN}
+
+texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
+    ["a:b", "1.5", "ref:abcdefghijklmnopqrst", TOKEN, "eyJ..", "é", "\\u003a", '"', "reports/nightly", ""]
+)
+values = st.recursive(
+    texts | st.integers(-(10**16), 10**16) | st.booleans() | st.none() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+members = st.sampled_from(["job", "params", "token", "idempotency_key", "correlation_id", "params_sha256", "other"])
+envelopes = st.dictionaries(members, values | st.just(TOKEN) | st.dictionaries(texts, values, max_size=3), max_size=5)
+
+
+def fully(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> object:
+    with monkeypatch.context() as patched:
+        patched.setattr(triggers, "quick_trigger", lambda _: None)
+        return parse(record(raw))
+
+
+def record(raw: bytes) -> Record:
+    return Record(0, 7, 1_700_000_000_000, True, None, raw, ())
+
+
+def without_canonical(parsed: object) -> object:
+    """Parsing may come by the canonical params, or leave them to who needs them: the one difference allowed."""
+    if isinstance(parsed, Trigger):
+        return {name: getattr(parsed, name) for name in parsed.__struct_fields__ if name != "params_canonical"}
+    return parsed
+
+
+def test_the_plain_form_is_read_quickly():
+    assert quick_trigger(orjson.dumps(PLAIN)) is not None
+
+
+@settings(max_examples=1500, deadline=None)
+@given(envelopes, st.booleans())
+def test_triggers_read_quickly_are_read_the_same(envelope: dict[str, object], full: bool):
+    raw = orjson.dumps(PLAIN | envelope if full else envelope)
+    with pytest.MonkeyPatch.context() as patched:
+        assert without_canonical(parse(record(raw))) == without_canonical(fully(raw, patched))
+
+
+def test_triggers_of_mutated_bytes_are_read_the_same(monkeypatch: pytest.MonkeyPatch):
+    chance = random.Random(20260101)
+    base = orjson.dumps(PLAIN | {"idempotency_key": "order:7"})
+    alphabet = [b'"', b":", b"{", b"}", b",", b"\\", b".", b"a", b"\x00", b"\xff", b"1", b'"token":"x",', b'"n":1,', b"ref:"]
+    for _ in range(4_000):
+        at = chance.randrange(len(base))
+        raw = base[:at] + chance.choice(alphabet) + base[at + chance.randrange(3) :]
+        assert without_canonical(parse(record(raw))) == without_canonical(fully(raw, monkeypatch)), raw
+
+
+@settings(max_examples=800, deadline=None)
+@given(values, texts)
+def test_claims_read_quickly_are_strict_json(value: object, text: str):
+    raw = orjson.dumps(
+        {"iss": text, "exp": 5, "authorization_details": [{"type": "job_trigger", "jobs": [text]}], "sub": value}
+    )
+    quick = quick_object(raw)
+    if quick is not None:
+        assert quick == loads_object(raw)
+
+
+@pytest.mark.parametrize("doubled", [b'"exp":5,', b'"iss":"a",', b'"authorization_details":[],'])
+def test_claims_with_a_member_given_twice_are_not_read_quickly(doubled: bytes):
+    raw = b'{"iss":"https://i","exp":5,"authorization_details":[{"type":"job_trigger","jobs":["a"]}]}'
+    assert quick_object(raw) is not None
+    twice = b"{" + doubled + raw[1:]
+    assert quick_object(twice) is None
+    with pytest.raises(JSONRefused):
+        loads_object(twice)
