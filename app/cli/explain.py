@@ -47,7 +47,7 @@ def explain(
 
         checked = administration.check(settings)
         if checked.deployment is None:
-            common.fail("; ".join(finding.sentence() for finding in checked.fatal))
+            common.fail(checked.complaint)
         return await inquire(settings, checked.deployment, what)
 
     try:

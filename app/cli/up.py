@@ -159,7 +159,7 @@ def _set_up(settings: Settings, state: Path, lanes: int | None) -> None:
 
     created = administration.create_topics(settings, lanes)
     if created.checked.deployment is None:
-        common.fail("; ".join(finding.sentence() for finding in created.checked.fatal))
+        common.fail(created.checked.complaint)
     common.say(f"topics {settings.kafka.prefix}*: {created.checked.deployment.lanes} lanes")
     _make_keys(settings)
     jobs, trust = state / "jobs.toml", state / "trust.toml"

@@ -36,23 +36,6 @@ VERIFIED_MEMO_MAX: Final = 20_000  # webhook tokens, about 2 KiB each; and beare
 PERMITTED_MAX: Final = 1_000  # kinds of grants of one bearer
 
 
-class World(msgspec.Struct, frozen=True):
-    """Everything a decision may know beside the record: one value, replaced whole when a table changes."""
-
-    audience: str
-    lanes: int
-    grace_s: int
-    queue_age_cap_ms: int
-    max_window_ms: int  # what the idempotency topic is sure to keep
-    run_seed: int  # digest of cluster and topic: run ids of two deployments never meet
-    ring: KeyRing
-    rules: Mapping[str, TrustRule]
-    jobs: Mapping[str, Job]
-    revocations: Revocations
-    registry_offset: int = 0  # how far the two tables had been read
-    revocations_offset: int = 0
-
-
 class Source(msgspec.Struct, frozen=True, gc=False):
     """Where a trigger stands on the triggers topic: its coordinates are its id, which nobody can choose."""
 
@@ -77,15 +60,11 @@ class Bearer(msgspec.Struct, frozen=True):
 
 
 class Memo:
-    """What one world's decisions have in common; emptied whenever the world changes."""
+    """What one world's decisions have in common. Never carried into another world."""
 
     def __init__(self) -> None:
         self.tokens: dict[str, VerifiedToken] = {}  # webhook tokens, verified in this world
         self.bearers: dict[tuple[str, str, str, str], Bearer] = {}  # issuer, subject, organisation, class
-
-    def clear(self) -> None:
-        self.tokens.clear()
-        self.bearers.clear()
 
     def keep(self, text: str, token: VerifiedToken) -> None:
         """One-shot tokens come once: keeping them would only push out the others."""
@@ -93,6 +72,25 @@ class Memo:
             if len(self.tokens) >= VERIFIED_MEMO_MAX:
                 self.tokens.clear()
             self.tokens[text] = token
+
+
+class World(msgspec.Struct, frozen=True):
+    """Everything a decision may know beside the record: one value, replaced whole when a table changes."""
+
+    audience: str
+    lanes: int
+    grace_s: int
+    queue_age_cap_ms: int
+    max_window_ms: int  # what the idempotency topic is sure to keep
+    run_seed: int  # digest of cluster and topic: run ids of two deployments never meet
+    ring: KeyRing
+    rules: Mapping[str, TrustRule]
+    jobs: Mapping[str, Job]
+    revocations: Revocations
+    registry_offset: int = 0  # how far the two tables had been read
+    revocations_offset: int = 0
+    # Of this world alone: what was verified with keys of the one before must not outlive it.
+    memo: Memo = msgspec.field(default_factory=Memo)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -160,8 +158,8 @@ Verdict = Accepted | Duplicate | Refused
 def admit(record: Record, world: World, memo: Memo, *, wait_for_keys: bool = True) -> Admitted | Refused | Held:
     """Stages 1 to 3 of a record of the triggers topic.
 
-    `memo` keeps what webhook tokens are worth; it must be emptied whenever the world changes. With `wait_for_keys`
-    false a kid that a loaded key set lacks is refused (`kid_unknown`) instead of held.
+    `memo` is the world's, or an empty one. With `wait_for_keys` false a kid that a loaded key set lacks is refused
+    (`kid_unknown`) instead of held.
     """
     source = source_at(record.partition, record.offset, record.appended_at_ms)
     try:

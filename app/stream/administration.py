@@ -31,7 +31,7 @@ from app.stream.inspection import (
     read_checkpoints,
     read_deployment,
 )
-from app.stream.topic_check import Deployment, Finding, Limits, deployment_of, findings
+from app.stream.topic_check import Deployment, Finding, Limits, deployment_of, findings, in_one_sentence
 from app.stream.topics import LANES_DEFAULT, LAYOUT, Topic
 
 __all__ = ["Checked", "Created", "Deployment", "Finding", "TopicsError", "check", "create_topics", "print_commands"]
@@ -57,6 +57,11 @@ class Checked(NamedTuple):
     @property
     def fatal(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.fatal]
+
+    @property
+    def complaint(self) -> str:
+        """What keeps a gate from starting, and how to mend it."""
+        return in_one_sentence(self.fatal)
 
 
 class Created(NamedTuple):

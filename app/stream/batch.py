@@ -74,10 +74,10 @@ def encode(
         if tail is None:
             tail = encoded[(id(headers), event)] = _headers(headers, event)
         try:
-            length = small[len(key)]  # type: ignore[arg-type]
-            raw = join((b"\x00\x00", small[delta], length, key, small[len(value)], value, tail))  # type: ignore[arg-type]
+            size = small[len(key)]  # type: ignore[arg-type]
+            raw = join((b"\x00\x00", small[delta], size, key, small[len(value)], value, tail))  # type: ignore[arg-type]
             if event:
-                raw = join((raw, _CE_ID, length, key))  # type: ignore[arg-type]
+                raw = join((raw, _CE_ID, size, key))  # type: ignore[arg-type]
             append(small[len(raw)])
         except (IndexError, TypeError):  # something long, or nothing at all
             raw = _long_record(delta, key, value, tail, event)

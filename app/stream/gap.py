@@ -33,7 +33,7 @@ async def accept(settings: Settings, lane: int, by: str, reason: str, *, commit:
     checked = administration.check(settings)
     found = checked.deployment
     if found is None:
-        raise administration.TopicsError("; ".join(finding.sentence() for finding in checked.fatal))
+        raise administration.TopicsError(checked.complaint)
     if lane >= found.lanes:
         raise NoGap(f"there is no lane {lane}: this deployment has {found.lanes}, from 0 on")
     prefix = settings.kafka.prefix

@@ -6,6 +6,7 @@ Who may call a lane's methods: the worker, from the same event loop. The lane ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -206,10 +207,11 @@ class Lane:
         """Sleep that a release or a pause ends early."""
         if not self._released:
             self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), seconds)
-            except TimeoutError:
-                return
+            await self._until_woken(seconds)
+
+    async def _until_woken(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
 
     # ── taking: rule 2 ──
 
@@ -306,7 +308,7 @@ class Lane:
         if time.monotonic() - self._committed_at_s > IDLE_CHECKPOINT_S:
             await self._commit(None)
         self._sweep(SWEEP_RECORDS)
-        await self._sleep(WAIT_S)
+        await self._until_woken(WAIT_S)  # not cleared: what arrived since `_fill` must not wait
 
     def _sweep(self, limit: int) -> None:
         if self._store is not None:
@@ -342,7 +344,8 @@ class Lane:
         items: list[Judged] = []
         end = time.monotonic() + SLICE_S
         size = 0
-        memo, world, may_fetch = self._tables.memo, turn.world, self._tables.may_fetch
+        world, may_fetch = turn.world, self._tables.may_fetch
+        memo = world.memo
         for topic, record in self._queue:
             if topic is Topic.HANDOFFS:
                 items.append(self._judge_handoff(record, world))
@@ -369,7 +372,7 @@ class Lane:
             return Judged(record, Foreign())
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
             return Judged(record, Behind())
-        result = decide.readmit(source, trigger, token, world, self._tables.memo)
+        result = decide.readmit(source, trigger, token, world, world.memo)
         return Judged(record, result, Handed(handoff, source, trigger, token))
 
     async def _wait_for(self, what: object) -> None:

@@ -33,6 +33,7 @@ LOCK_WAIT_S: Final = 1.0  # a zombie may still hold the lock
 LOCK_RETRY_S: Final = 0.05
 OPEN_FILES_MAX: Final = 256
 _TABLE_MAGIC: Final = 0x88E241B785F4CFF7.to_bytes(8, "little")  # kBlockBasedTableMagicNumber, the end of a table file
+_LOCK_FILE: Final = "/LOCK"
 _META: Final = b"meta"  # shorter than any identity
 
 _shared_cache: Any = None
@@ -174,7 +175,7 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
     try:
         db = Rdict(str(directory), options=_options())
     except Exception as error:
-        if "lock" in str(error).lower():
+        if f"{_LOCK_FILE}:" in str(error):  # and not "lock": a block of a table may be bad
             raise StoreLocked(f"{directory} is held by another process") from None
         return _anew(directory, fresh), f"it cannot be opened: {_first_line(error)}"
     try:

@@ -45,7 +45,6 @@ class Tables:
         self._world = world
         self._ring_version = -1
         self._task: asyncio.Task[None] | None = None
-        self.memo = Memo()
 
     @property
     def world(self) -> World:
@@ -91,7 +90,7 @@ class Tables:
         # The first poll confirms what was read; lanes that began before it would only hold, with a false alarm.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._max_staleness_s):
-                while self.complaint() is not None:
+                while self.complaint() is not None:  # noqa: ASYNC110 - once, for the time of one poll
                     await asyncio.sleep(FIRST_LOOK_S)
 
     async def stop(self) -> None:
@@ -145,9 +144,8 @@ class Tables:
         return None
 
     def _rebuild(self) -> None:
-        """Replace the world whole, and forget what tokens were worth in the one before."""
+        """Replace the world whole; what was remembered in the one before goes with it."""
         self._ring_version = self._keys.version
-        self.memo.clear()
         self._world = msgspec.structs.replace(
             self._world,
             ring=self._keys.ring,
@@ -156,6 +154,7 @@ class Tables:
             revocations=self._revocations,
             registry_offset=self._positions[Topic.REGISTRY],
             revocations_offset=self._positions[Topic.REVOCATIONS],
+            memo=Memo(),
         )
 
     # ── keys ──

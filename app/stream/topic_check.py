@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from app.gate import limits
@@ -33,6 +33,14 @@ class Finding(NamedTuple):
 
     def sentence(self) -> str:
         return f"{self.topic}: {self.setting} is {self.found}, needed {self.needed}: {self.why}; {self.mend}"
+
+
+def in_one_sentence(findings: Iterable[Finding]) -> str:
+    """All of them; topics that differ in the same way are named together."""
+    alike: dict[Finding, list[str]] = {}
+    for finding in findings:
+        alike.setdefault(finding._replace(topic=""), []).append(finding.topic)
+    return "; ".join(finding._replace(topic=", ".join(topics)).sentence() for finding, topics in alike.items())
 
 
 class Deployment(NamedTuple):

@@ -225,7 +225,7 @@ def run_worker(settings: Settings, index: int = 0) -> None:
     """
     checked = administration.check(settings)
     if checked.deployment is None or checked.fatal:
-        raise administration.TopicsError("; ".join(finding.sentence() for finding in checked.fatal))
+        raise administration.TopicsError(checked.complaint)
     asyncio.run(_run(settings, checked.deployment, index))
 
 

@@ -181,6 +181,15 @@ def test_params_that_hold_a_token_are_told_from_those_that_do_not():
     assert token_shaped(b64(json.dumps({"typ": "JWT", "alg": "HS256"}, indent=1).encode()) + ".e30.AAAA")
 
 
+@pytest.mark.parametrize("odd", ["\u00e9", "\u0435", "\U0001d41e"])
+def test_a_presented_token_with_a_character_beyond_ascii_is_taken_out_however_json_wrote_it(odd):
+    header, claims, signature = RAW.decode().split(".")
+    presented = f"{claims[20:]}.{signature}{header}.{claims[:9]}{odd}{claims[9:20]}"
+    for escaped in (True, False):
+        kept, _ = redact(json.dumps({"token": presented}, ensure_ascii=escaped).encode(), presented.encode())
+        assert signature.encode() not in kept
+
+
 @settings(max_examples=500)
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.none() | st.binary(max_size=40))
 def test_any_bytes_come_out_whole_but_for_what_was_taken(data, presented):

@@ -61,9 +61,12 @@ def world() -> tuple[Ledger, Seen]:
     """Two lanes: 0-0 a job at home, 0-1 its repeat, 0-2 refused; 1-0 a repeat handed to lane 0, 1-1 a job at home."""
     ledger = Ledger(
         {
-            "0-0": Sent("a", "good"), "0-1": Sent("a", "good"), "0-2": Sent(None, "rejected"),
-            "1-0": Sent("a", "good"), "1-1": Sent("b", "good"),
-        }  # fmt: skip
+            "0-0": Sent("a", "good"),
+            "0-1": Sent("a", "good"),
+            "0-2": Sent(None, "rejected"),
+            "1-0": Sent("a", "good"),
+            "1-1": Sent("b", "good"),
+        }
     )
     first, second = RUNS["0-0"], RUNS["1-1"]
     audit_0, head_0 = _audit(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from rocksdict import AccessType, Options, Rdict
 
 from tests.support import gates, proxy, reader
 from tests.support.gates import GateProcess
@@ -33,6 +34,7 @@ STALLS = 2
 ROUNDS = (3, 2, 3, 1)
 DUE_S = 30.0  # by when an armed gate has come to a transaction
 DRAIN_S = 20.0  # without a single new receipt
+IDENTITY_BYTES = 16  # keys of a store that are entries
 FULL_PRODUCE_BYTES = 2_000  # more than a checkpoint: the transaction decides triggers
 
 
@@ -137,6 +139,8 @@ def test_gates_killed_inside_open_transactions_lose_nothing_and_start_nothing_tw
             for name in Seen.__dataclass_fields__
         }
     )
+    kept = [path for trap in traps for path in (tmp_path / f"{trap.gate.name}-state").iterdir()]
+    strange = {path.name: _never_committed(path, seen) for path in kept}
     whole = reader.read_topic(broker, f"{prefix}audit")
     attempted = reader.read_topic(broker, f"{prefix}audit", "read_uncommitted").records
     with capsys.disabled():
@@ -148,6 +152,7 @@ def test_gates_killed_inside_open_transactions_lose_nothing_and_start_nothing_tw
             f"drained in {drained_s:.0f} s"
         )
     assert violations(traffic.ledger, seen) == []
+    assert not any(strange.values()), "a local store holds what was not committed"
     assert whole.ends == whole.highs, "a transaction hangs: the last stable offset is behind the end"
     assert sent / traffic.seconds >= 1_000
     assert len(attempted) > len(seen.audit), "no kill left a transaction with records to abort"
@@ -160,6 +165,16 @@ def _end(gate: GateProcess) -> None:
         gate.signal(signal.SIGCONT)
         gate.signal(signal.SIGKILL)
         gate.wait()
+
+
+def _never_committed(store: Path, seen: Seen) -> dict[bytes, bytes]:
+    """What the local store of a lane (named lane-N, or lane-N.M beside a zombie's) holds beyond its changelog."""
+    lane = int(store.name.removeprefix("lane-").partition(".")[0])
+    committed = {(record.key, record.value) for record in seen.idempotency if record.partition == lane}
+    table = Rdict(str(store), Options(raw_mode=True), access_type=AccessType.read_only())
+    held = {key: value for key, value in table.items() if len(key) == IDENTITY_BYTES}
+    table.close()
+    return {key: value for key, value in held.items() if (key, value) not in committed}
 
 
 def _last(trap: Trap) -> str:

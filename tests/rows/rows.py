@@ -19,7 +19,7 @@ def _in(file: str, *functions: str, reduced: str = "", note: str = "") -> Row:
     return Row(tuple(f"{file}::{function}" for function in functions), reduced, note)
 
 
-T, V, A, P, I = (f"test_{name}.py" for name in ("tokens", "verification", "authorization", "payload", "idempotency"))
+T, V, A, P, D = (f"test_{name}.py" for name in ("tokens", "verification", "authorization", "payload", "idempotency"))
 X, Z = "test_attacks.py", "test_zz_schemas.py"
 R, L, K, OBS = (f"test_{name}.py" for name in ("results", "lifecycle", "keys", "observation"))
 M, N, E, MS = (f"test_{name}.py" for name in ("emitters", "documentation", "extras", "moonshots"))
@@ -121,23 +121,23 @@ ROWS: dict[str, Row] = {
         "/test_schemas.py::test_a_changed_schema_has_a_new_version",
     )),
     "I-01": _in(
-        I, "test_a_key_in_the_token_the_header_or_the_value_is_the_same_key", "test_keys_that_disagree_are_refused",
+        D, "test_a_key_in_the_token_the_header_or_the_value_is_the_same_key", "test_keys_that_disagree_are_refused",
         "test_without_a_key_a_webhook_trigger_is_a_new_run_and_a_one_shot_token_is_used_once",
         "test_a_key_beside_a_one_shot_token_must_be_in_it", "test_an_events_id_is_a_key_only_where_the_job_says_so",
     ),
     "I-02": _in(
-        I, "test_a_thousand_identical_triggers_on_all_partitions_make_one_job_whatever_gates_die",
+        D, "test_a_thousand_identical_triggers_on_all_partitions_make_one_job_whatever_gates_die",
         "test_one_request_sent_to_every_partition_at_once_makes_one_job",
         "test_a_request_without_a_records_key_and_with_others_keys_makes_one_job",
     ),
     "I-03": _in(
-        I, "test_the_dedup_table_is_a_compacted_topic_kept_longer_than_every_window",
+        D, "test_the_dedup_table_is_a_compacted_topic_kept_longer_than_every_window",
         "test_the_table_is_restored_from_an_empty_changelog_one_of_markers_only_and_one_compacted",
         "test_an_entry_of_the_table_says_which_run_a_request_became",
     ),
-    "I-04": _in(I, "test_a_used_one_shot_token_starts_nothing_more_before_or_after_a_restart"),
+    "I-04": _in(D, "test_a_used_one_shot_token_starts_nothing_more_before_or_after_a_restart"),
     "I-06": _in(
-        I, "test_a_refused_trigger_uses_up_neither_its_token_nor_its_key",
+        D, "test_a_refused_trigger_uses_up_neither_its_token_nor_its_key",
         "test_expired_forged_and_foreign_triggers_with_a_key_leave_the_key_to_its_owner",
     ),
     "I-07": Row(
@@ -145,11 +145,11 @@ ROWS: dict[str, Row] = {
         reduced="1,000 kills → 20: the proof of the rest is a campaign of its own",
     ),
     "I-08": Row((
-        f"{I}::test_a_key_is_its_owners_for_one_job",
+        f"{D}::test_a_key_is_its_owners_for_one_job",
         f"{X}::test_b7_a_squatter_has_no_effect_on_the_victims_key",
         f"{X}::test_b8_keys_that_look_alike_are_different_keys",
     )),
-    "I-09": _in(I, "test_a_sensitive_job_takes_one_shot_tokens_only"),
+    "I-09": _in(D, "test_a_sensitive_job_takes_one_shot_tokens_only"),
     "R-01": _in(R, "test_an_accepted_trigger_is_one_record_on_the_jobs_topic_keyed_by_its_run_id", note="the job record"),
     "R-02": _in(
         R, "test_each_trigger_has_one_receipt_that_tells_what_became_of_it",
@@ -291,6 +291,7 @@ ATTACKS: dict[str, Row] = {
         X, "test_a17_a_storm_of_unknown_kids_is_refused_and_honest_triggers_pass",
         reduced="100,000 unknown kids → 2,000: what a lookup costs does not depend on how many there were",
     ),
+    "A18": _in(K, "test_a_set_that_cannot_be_used_leaves_the_last_good_one"),
     "A19": _in(X, "test_a19_a_jti_is_a_short_text"),
     "B1": _in(X, "test_b1_b3_the_same_record_again_names_the_same_job_wherever_it_lands"),
     "B2": _in(X, "test_b2_a_token_for_another_deployment_opens_nothing_here"),

@@ -26,16 +26,15 @@ from tests.rows.world import (
     b64,
     by_headers,
     changed,
-    es256,
     plain,
     public_jwk,
     signed,
     unb64,
 )
+from tests.support.reader import read_topic
 
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 STRANGER = ec.generate_private_key(ec.SECP256R1())
-SAFE = {"accepted", "duplicate", "internal_deny"}  # what no vector may come to
 
 
 def check(world, vectors):
@@ -69,7 +68,9 @@ def raw_claims(world, **changes):
 
 def with_claims(world, text):
     """Correctly signed, whatever the bytes."""
-    return signed(json.dumps(world.ours.header).encode(), text if isinstance(text, bytes) else text.encode(), world.ours.private)
+    return signed(
+        json.dumps(world.ours.header).encode(), text if isinstance(text, bytes) else text.encode(), world.ours.private
+    )
 
 
 def with_header(world, text):
@@ -80,7 +81,21 @@ def with_header(world, text):
 
 
 def test_a1_only_the_keys_own_algorithm_counts(world):
-    algorithms = ["none", "None", "NONE", "noNE", ABSENT, ["ES256"], 256, "es256", "ES384", "RS256", "EdDSA", "HS256", None]
+    algorithms = [
+        "none",
+        "None",
+        "NONE",
+        "noNE",
+        ABSENT,
+        ["ES256"],
+        256,
+        "es256",
+        "ES384",
+        "RS256",
+        "EdDSA",
+        "HS256",
+        None,
+    ]
     vectors = {f"alg {alg}": (world.ours.token(header={"alg": alg}), "algorithm_not_allowed") for alg in algorithms}
     good = world.ours.token(header={"alg": "none"})
     vectors["none, unsigned"] = (f"{good.rpartition('.')[0]}.", "token_malformed")
@@ -99,7 +114,9 @@ def test_a2_the_public_key_is_no_secret(world):
         "nothing": b"",
     }
     claims, header = world.ours.claims(), world.ours.header
-    vectors = {name: (hs256(header | {"alg": "HS256"}, claims, key), "algorithm_not_allowed") for name, key in secrets.items()}
+    vectors = {
+        name: (hs256(header | {"alg": "HS256"}, claims, key), "algorithm_not_allowed") for name, key in secrets.items()
+    }
     vectors |= {f"{name} as ES256": (hs256(header, claims, key), "signature_invalid") for name, key in secrets.items()}
     check(world, vectors)
 
@@ -108,10 +125,18 @@ def test_a2_the_public_key_is_no_secret(world):
 def test_a3_a4_a_header_holds_alg_kid_and_typ_only(world, attack):
     jwk = public_jwk(world.ours.kid, STRANGER)
     members = {
-        "a3": {"jwk": jwk, "jku": "http://127.0.0.1:1/jwks", "x5u": "http://127.0.0.1:1/x", "x5c": ["AA=="], "x5t": "AA"},
+        "a3": {
+            "jwk": jwk,
+            "jku": "http://127.0.0.1:1/jwks",
+            "x5u": "http://127.0.0.1:1/x",
+            "x5c": ["AA=="],
+            "x5t": "AA",
+        },
         "a4": {"crit": ["exp"], "b64": False, "zip": "DEF", "cty": "JWT", "nonce": "x", "iss": OURS, "": ""},
     }[attack]
-    vectors = {name: (world.ours.token(header={name: value}), "token_header_not_allowed") for name, value in members.items()}
+    vectors = {
+        name: (world.ours.token(header={name: value}), "token_header_not_allowed") for name, value in members.items()
+    }
     for crit in ([], "exp", ["alg"], None):
         vectors[f"crit {crit}"] = (world.ours.token(header={"crit": crit}), "token_header_not_allowed")
     vectors["signed by the key it brings"] = (
@@ -121,7 +146,16 @@ def test_a3_a4_a_header_holds_alg_kid_and_typ_only(world, attack):
 
 
 def test_a5_a_kid_is_looked_up_and_nothing_else(world):
-    unknown = ["../../dev/null", "' OR '1'='1", "|sleep 10", "http://127.0.0.1:1/", "$(reboot)", "${jndi:ldap://x}", "%s%n", "x" * 128]
+    unknown = [
+        "../../dev/null",
+        "' OR '1'='1",
+        "|sleep 10",
+        "http://127.0.0.1:1/",
+        "$(reboot)",
+        "${jndi:ldap://x}",
+        "%s%n",
+        "x" * 128,
+    ]
     malformed = ["a\0b", "a\r\nb", "", "é", "x" * 129, 7, ["k"], {"k": 1}, None, True]
     vectors = {f"kid {kid!r:.20}": (world.ours.token(header={"kid": kid}), "kid_unknown") for kid in unknown}
     vectors |= {f"kid {kid!r:.20}": (world.ours.token(header={"kid": kid}), "kid_malformed") for kid in malformed}
@@ -203,7 +237,24 @@ def test_a9_base64url_is_strict(world):
         alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
         spare = token[:-1] + alphabet[alphabet.index(token[-1]) | 1]
     middle = len(token) // 2
-    odd = ["=", "==", "+", "/", " ", "\r\n", "\n", "\t", "?", "\0", "\u00a0", "\u200b", "\uff25", "\u0435", "%2e", "\u2024"]
+    odd = [
+        "=",
+        "==",
+        "+",
+        "/",
+        " ",
+        "\r\n",
+        "\n",
+        "\t",
+        "?",
+        "\0",
+        "\u00a0",
+        "\u200b",
+        "\uff25",
+        "\u0435",
+        "%2e",
+        "\u2024",
+    ]
     vectors = {f"{more!r} in the middle": (token[:middle] + more + token[middle:], "token_malformed") for more in odd}
     vectors |= {f"{more!r} at the end": (token + more, "token_malformed") for more in odd}
     vectors |= {f"{more!r} at the start": (more + token, "token_malformed") for more in odd}
@@ -238,7 +289,9 @@ def test_a10_claims_are_strict_json(world):
         "cut off": header[:-1], "null": "null",
     }  # fmt: skip
     vectors = {what: (with_claims(world, text), "token_json_malformed") for what, text in bad.items()}
-    vectors |= {f"header: {what}": (with_header(world, text), "token_json_malformed") for what, text in bad_headers.items()}
+    vectors |= {
+        f"header: {what}": (with_header(world, text), "token_json_malformed") for what, text in bad_headers.items()
+    }
     check(world, vectors)
 
 
@@ -282,7 +335,9 @@ NO_DATES = ["1700000000", True, 1.5, None, [1], {}, -1, 0]
 
 def test_a11_times_are_whole_seconds(world):
     now_s = int(time.time())
-    vectors = {f"exp {value!r}": (world.ours.token(exp=value), "expiry_malformed") for value in [*NO_DATES, float(now_s + 60)]}
+    vectors = {
+        f"exp {value!r}": (world.ours.token(exp=value), "expiry_malformed") for value in [*NO_DATES, float(now_s + 60)]
+    }
     for name in ("nbf", "iat"):
         values = [*NO_DATES, ABSENT, float(now_s)]
         vectors |= {f"{name} {value!r:.20}": (world.ours.token(**{name: value}), "claim_malformed") for value in values}
@@ -312,7 +367,7 @@ def test_a12_a_token_is_out_of_its_time_beyond_the_grace(world):
 def test_a13_the_audience_is_this_deployment_alone(world):
     ours = world.audience
     other = [ours + "x", ours[:-1], ours.upper(), "", "tollgate:", "*", f" {ours}", [""], [ours + "x"]]
-    malformed = [[ours, "another"], [ours, ours], {"aud": ours}, [1], [], None, 7, [ours] * 1_000 if len(ours) < 4 else [ours] * 50]
+    malformed = [[ours, "another"], [ours, ours], {"aud": ours}, [1], [], None, 7, [ours] * 50]
     vectors = {f"aud {aud!r}": (world.ours.token(aud=aud), "audience_mismatch") for aud in other}
     vectors |= {f"aud {aud!r:.40}": (world.ours.token(aud=aud), "audience_malformed") for aud in malformed}
     vectors["no aud"] = (world.ours.token(aud=ABSENT), "audience_missing")
@@ -321,9 +376,20 @@ def test_a13_the_audience_is_this_deployment_alone(world):
 
 
 def test_a14_an_issuer_is_known_by_its_exact_name(world):
-    names = [OURS + "/", OURS[:-1], OURS + "x", OURS.upper(), OURS.replace("https", "http"), "null", f" {OURS}", "https://ｉssuer.rows.test"]
+    names = [
+        OURS + "/",
+        OURS[:-1],
+        OURS + "x",
+        OURS.upper(),
+        OURS.replace("https", "http"),
+        "null",
+        f" {OURS}",
+        "https://\uff49ssuer.rows.test",
+    ]
     vectors = {f"iss {name}": (world.ours.token(iss=name), "issuer_untrusted") for name in names}
-    vectors |= {f"iss {iss!r}": (world.ours.token(iss=iss), "issuer_malformed") for iss in ("", None, 1, [OURS], {"iss": OURS})}
+    vectors |= {
+        f"iss {iss!r}": (world.ours.token(iss=iss), "issuer_malformed") for iss in ("", None, 1, [OURS], {"iss": OURS})
+    }
     vectors |= {
         "no iss": (world.ours.token(iss=ABSENT), "issuer_missing"),
         "our kid, the partner's name": (world.ours.token(iss=PARTNER), "kid_unknown"),
@@ -364,7 +430,10 @@ def test_a17_a_storm_of_unknown_kids_is_refused_and_honest_triggers_pass(world):
 
 
 def test_a19_a_jti_is_a_short_text(world):
-    vectors = {f"jti {jti!r:.20}": (world.ours.token(jti=jti), "claim_malformed") for jti in ("", "x" * 129, 7, None, ["x"], "a\nb")}
+    vectors = {
+        f"jti {jti!r:.20}": (world.ours.token(jti=jti), "claim_malformed")
+        for jti in ("", "x" * 129, 7, None, ["x"], "a\nb")
+    }
     vectors["jti of 10 KB"] = (world.ours.token(jti="x" * 10_240), "token_too_large")
     vectors["no jti"] = (world.ours.token(jti=ABSENT), "jti_required")
     check(world, vectors)
@@ -393,8 +462,14 @@ def test_b4_b5_a_captured_token_is_worth_nothing_for_another_request(world):
         world,
         {
             "a new key": (plain(token, params={"n": 1}, idempotency_key="new"), "idempotency_key_not_in_token"),
-            "a new key beside the signed one": (plain(with_key, params={"n": 1}, idempotency_key="new"), "idempotency_key_conflict"),
-            "the same of a webhook": (plain(webhook, params={"n": 1}, idempotency_key="new"), "idempotency_key_conflict"),
+            "a new key beside the signed one": (
+                plain(with_key, params={"n": 1}, idempotency_key="new"),
+                "idempotency_key_conflict",
+            ),
+            "the same of a webhook": (
+                plain(webhook, params={"n": 1}, idempotency_key="new"),
+                "idempotency_key_conflict",
+            ),
             "another payload": (plain(token, params={"n": 2}), "token_already_used"),
             "another payload under the signed key": (plain(with_key, params={"n": 2}), "token_already_used"),
             "another job": (plain(token, OTHER, {"n": 1}), "job_not_authorized"),
@@ -436,7 +511,10 @@ def test_b8_keys_that_look_alike_are_different_keys(world):
     many = world.ours.token(uses="many")
     check(
         world,
-        {f"key {key!r:.20}": (plain(many, idempotency_key=key), "idempotency_key_malformed") for key in ("", "x" * 10_240, 7, None, ["k"], "b8\0", "b8\n")},
+        {
+            f"key {key!r:.20}": (plain(many, idempotency_key=key), "idempotency_key_malformed")
+            for key in ("", "x" * 10_240, 7, None, ["k"], "b8\0", "b8\n")
+        },
     )
 
 
@@ -450,14 +528,23 @@ def test_b9_what_is_said_twice_is_refused_even_when_it_agrees(world):
         {
             "the same token twice": (Trigger(in_value, [bearer]), "token_ambiguous"),
             "two tokens": (Trigger(in_value | {"token": other}, [bearer]), "token_ambiguous"),
-            "two authorization headers": (Trigger({}, [bearer, ("authorization", f"Bearer {other}"), job]), "header_repeated"),
+            "two authorization headers": (
+                Trigger({}, [bearer, ("authorization", f"Bearer {other}"), job]),
+                "header_repeated",
+            ),
             "in other letters": (Trigger({}, [bearer, ("Authorization", f"Bearer {token}"), job]), "header_repeated"),
             "two job headers": (Trigger({}, [bearer, job, job]), "header_repeated"),
-            "two keys": (Trigger({}, [bearer, job, ("idempotency-key", "a"), ("idempotency-key", "a")]), "header_repeated"),
+            "two keys": (
+                Trigger({}, [bearer, job, ("idempotency-key", "a"), ("idempotency-key", "a")]),
+                "header_repeated",
+            ),
             "job and subject disagree": (Trigger({}, [bearer, job, ("ce_subject", OTHER)]), "job_conflict"),
             "another scheme": (Trigger({}, [("authorization", f"Basic {token}"), job]), "authorization_malformed"),
             "no scheme": (Trigger({}, [("authorization", token), job]), "authorization_malformed"),
-            "two in one header": (Trigger({}, [("authorization", f"Bearer {token} {other}"), job]), "authorization_malformed"),
+            "two in one header": (
+                Trigger({}, [("authorization", f"Bearer {token} {other}"), job]),
+                "authorization_malformed",
+            ),
             "a header that is no text": (Trigger({}, [("authorization", b"Bearer \xff"), job]), "headers_malformed"),
             "a null header": (Trigger({}, [("authorization", None), job]), "headers_malformed"),
         },
@@ -473,7 +560,7 @@ def test_b10_a_producers_timestamp_buys_nothing(world):
     for trigger, timestamp_s in sent:
         producer.produce(
             world.topic("triggers"), trigger.encoded(), timestamp=timestamp_s * 1000, partition=0,
-            on_delivery=lambda error, message: ids.append(f"{message.partition()}-{message.offset()}"),
+            on_delivery=lambda _, message: ids.append(f"{message.partition()}-{message.offset()}"),
         )  # fmt: skip
         assert producer.flush(60) == 0
     outcomes = world.outcomes(ids)
@@ -482,7 +569,16 @@ def test_b10_a_producers_timestamp_buys_nothing(world):
         assert abs(outcome.job["trigger"]["appended_at_ms"] / 1000 - now_s) < 600
 
 
-NASTY = ["a\r\nINFO forged line", "\x1b[31mred", "\u202egnp.exe", "%s%n%d", "${jndi:ldap://x/a}", "<script>", "a\0b", "x" * 200]
+NASTY = [
+    "a\r\nINFO forged line",
+    "\x1b[31mred",
+    "\u202egnp.exe",
+    "%s%n%d",
+    "${jndi:ldap://x/a}",
+    "<script>",
+    "a\0b",
+    "x" * 200,
+]
 
 
 def test_b15_a_strangers_words_stay_in_their_line(world):
@@ -546,7 +642,12 @@ def test_b18_odd_records_are_refused_and_the_next_is_decided_at_once(world):
 
 def test_b18_a_batch_that_expands_beyond_the_limit_is_refused_by_its_coordinates(world):
     bomb = Producer(
-        {"bootstrap.servers": world.bootstrap, "compression.type": "zstd", "message.max.bytes": 100_000_000, "linger.ms": 50}
+        {
+            "bootstrap.servers": world.bootstrap,
+            "compression.type": "zstd",
+            "message.max.bytes": 100_000_000,
+            "linger.ms": 50,
+        }
     )
     blown = Trigger(b'{"params":{"x":"' + b"a" * 20_000_000 + b'"}}', partition=0)
     good = plain(world.ours.token())._replace(partition=0)
@@ -559,9 +660,6 @@ def test_a_handoff_or_an_entry_is_never_made_of_what_was_refused(world):
     """The bytes of a refused trigger's identity stand nowhere in the table."""
     refused = world.present_one(plain(world.ours.token(private=STRANGER), idempotency_key="never-in-the-table"))
     partition, offset = (int(number) for number in refused.trigger_id.split("-"))
-    from tests.support.reader import read_topic
-
     coordinates = struct.pack(">IQ", partition, offset)
     records = read_topic(world.bootstrap, world.topic("idempotency")).records
     assert not any(coordinates == (record.value or b"")[41:53] for record in records)
-    assert es256(b"x", STRANGER)

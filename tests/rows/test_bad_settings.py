@@ -48,7 +48,7 @@ def test_a_gate_with_a_bad_setting_names_it_and_does_not_start(
 
 
 @pytest.mark.parametrize(
-    ("toml", "word"), [("[gate]\ngrace = 3\n", "gate.grace"), ("gate = 3\n", "gate"), ("[gate", "cannot be read")]
+    ("toml", "word"), [("[gate]\ngrace = 3\n", "gate.grace"), ("local = 3\n", "local"), ("[gate", "cannot be read")]
 )
 def test_a_bad_settings_file_is_told_by_what_is_wrong_in_it(world: World, tmp_path: Path, toml: str, word: str) -> None:
     file = tmp_path / "tollgate.toml"

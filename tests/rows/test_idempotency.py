@@ -43,7 +43,10 @@ def test_a_key_in_the_token_the_header_or_the_value_is_the_same_key(world):
         plain(world.ours.token(uses="once", idempotency_key="three-places")),
         plain(world.issue(NIGHTLY, "--idempotency-key", "three-places")),
         plain(world.ours.token(uses="many", idempotency_key="three-places"), idempotency_key="three-places"),
-        Trigger({"job": NIGHTLY, "idempotency_key": "three-places"}, [("authorization", f"Bearer {many}"), ("Idempotency-Key", "three-places")]),
+        Trigger(
+            {"job": NIGHTLY, "idempotency_key": "three-places"},
+            [("authorization", f"Bearer {many}"), ("Idempotency-Key", "three-places")],
+        ),
     )
     assert first.verdict == "accepted"
     assert [outcome.verdict for outcome in rest] == ["duplicate"] * 6
@@ -54,7 +57,10 @@ def test_keys_that_disagree_are_refused(world):
     many, claimed = world.ours.token(uses="many"), world.ours.token(uses="many", idempotency_key="one")
     once = world.ours.token(idempotency_key="one")
     outcomes = world.present(
-        Trigger({"job": NIGHTLY, "idempotency_key": "two"}, [("authorization", f"Bearer {many}"), ("idempotency-key", "one")]),
+        Trigger(
+            {"job": NIGHTLY, "idempotency_key": "two"},
+            [("authorization", f"Bearer {many}"), ("idempotency-key", "one")],
+        ),
         plain(claimed, idempotency_key="two"),
         by_headers(claimed, NIGHTLY, {}, ("idempotency-key", "two")),
         plain(once, idempotency_key="two"),
@@ -77,9 +83,17 @@ def test_a_key_beside_a_one_shot_token_must_be_in_it(world):
     assert world.present_one(plain(world.ours.token(), idempotency_key="k")).verdict == "idempotency_key_not_in_token"
 
 
-@pytest.mark.parametrize(("job", "verdicts"), [(BY_EVENT_ID, {"accepted": 1, "duplicate": 3}), (NIGHTLY, {"accepted": 4})])
+@pytest.mark.parametrize(
+    ("job", "verdicts"), [(BY_EVENT_ID, {"accepted": 1, "duplicate": 3}), (NIGHTLY, {"accepted": 4})]
+)
 def test_an_events_id_is_a_key_only_where_the_job_says_so(world, job, verdicts):
-    attributes = [("ce_specversion", "1.0"), ("ce_id", "7"), ("ce_source", "/rows"), ("ce_type", "t"), ("ce_subject", job)]
+    attributes = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", "7"),
+        ("ce_source", "/rows"),
+        ("ce_type", "t"),
+        ("ce_subject", job),
+    ]
     trigger = by_headers(world.ours.token(job, "many"), None, {}, *attributes)
     outcomes = world.present(*(trigger._replace(partition=lane) for lane in range(world.lanes)))
     assert Counter(outcome.verdict for outcome in outcomes) == verdicts
@@ -112,7 +126,7 @@ def test_a_thousand_identical_triggers_on_all_partitions_make_one_job_whatever_g
             lambda: kill(gates[0]),
             lambda: kill(gates[1], gates[2]),
             lambda: many.start_gate("gate-3", workers=1).wait_ready(),  # a rebalance
-            lambda: gates[0].stop(),  # another
+            gates[0].stop,  # another
             lambda: kill(gates[2]),
         ]
         ids = []
@@ -156,7 +170,9 @@ def settings_of(admin, topic):
 def alter(admin, kind, name, **changes):
     operation = AlterConfigOpType.SET
     entries = [
-        ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.DELETE if value is None else operation)
+        ConfigEntry(
+            key.replace("_", "."), value, incremental_operation=AlterConfigOpType.DELETE if value is None else operation
+        )
         for key, value in changes.items()
     ]
     resource = ConfigResource(kind, name, incremental_configs=entries)
@@ -170,9 +186,7 @@ def test_the_dedup_table_is_a_compacted_topic_kept_longer_than_every_window(worl
     day_ms = 86_400_000
     assert int(settings["retention.ms"]) >= day_ms + 4 * 3_600_000 + int(settings["segment.ms"])
     world.apply("jobs", '[jobs."rows/kept-too-long"]\ndedup_window_s = 864000\n')
-    world.until(
-        "window_too_long", lambda: keyed(world, "k", "rows/kept-too-long")
-    )
+    world.until("window_too_long", lambda: keyed(world, "k", "rows/kept-too-long"))
 
 
 def _superseded(world):
@@ -223,7 +237,7 @@ def test_the_table_is_restored_from_an_empty_changelog_one_of_markers_only_and_o
 
         before = _superseded(small)
         assert before >= 20
-        quick = {"segment_ms": "100", "min_cleanable_dirty_ratio": "0.01", "delete_retention_ms": "0"}
+        quick = {"segment_ms": "100", "min_cleanable_dirty_ratio": "0.01"}
         alter(admin, ResourceType.TOPIC, small.topic("idempotency"), **quick)
         brokers = [str(number) for number in admin.list_topics(timeout=ADMIN_TIMEOUT_S).brokers]
         for number in brokers:
@@ -321,7 +335,8 @@ def test_a_key_is_its_owners_for_one_job(world):
 
 def test_a_sensitive_job_takes_one_shot_tokens_only(world):
     many, once = world.present(
-        plain(world.ours.token(ONE_SHOT_ONLY, "many"), ONE_SHOT_ONLY), plain(world.ours.token(ONE_SHOT_ONLY), ONE_SHOT_ONLY)
+        plain(world.ours.token(ONE_SHOT_ONLY, "many"), ONE_SHOT_ONLY),
+        plain(world.ours.token(ONE_SHOT_ONLY), ONE_SHOT_ONLY),
     )
     assert (many.verdict, many.stage) == ("token_class_too_weak", "authorize")
     assert once.verdict == "accepted"
@@ -330,7 +345,9 @@ def test_a_sensitive_job_takes_one_shot_tokens_only(world):
 def test_an_entry_of_the_table_says_which_run_a_request_became(world):
     started = world.present_one(keyed(world, "to be looked up"))
     partition, offset = (int(number) for number in started.trigger_id.split("-"))
-    entries = [record.value for record in read_topic(world.bootstrap, world.topic("idempotency")).records if record.value]
+    entries = [
+        record.value for record in read_topic(world.bootstrap, world.topic("idempotency")).records if record.value
+    ]
     coordinates = struct.pack(">IQ", partition, offset)
     (entry,) = [value for value in entries if value[41:53] == coordinates]
     assert entry[1:17].hex() == started.run_id.replace("-", "")

@@ -82,7 +82,13 @@ def test_a_librdkafka_producer_starts_a_job_whatever_its_records_key(world, key)
     assert [outcome.verdict for outcome in outcomes] == ["accepted", "accepted"]
 
 
-BINARY = [("ce_specversion", "1.0"), ("ce_id", "1"), ("ce_source", "/rows"), ("ce_type", "run"), ("ce_subject", NIGHTLY)]
+BINARY = [
+    ("ce_specversion", "1.0"),
+    ("ce_id", "1"),
+    ("ce_source", "/rows"),
+    ("ce_type", "run"),
+    ("ce_subject", NIGHTLY),
+]
 
 
 def structured(token, **changes):

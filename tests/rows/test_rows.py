@@ -9,20 +9,37 @@ import pytest
 from tests.rows.rows import ATTACKS, ROWS
 
 HERE = Path(__file__).parent
-REQUIRED = """
-    T-01 T-02 T-04 T-09 T-10 T-12 T-13 T-14 T-15 T-20 V-01 V-02 V-03 V-04 V-06 A-01 A-02 A-03 A-07 A-12 A-13
-    P-01 P-02 P-03 P-05 P-06 I-01 I-02 I-03 I-04 I-06 I-07 I-08 I-09
-""".split()
-LATER = {"A18", "B11", "B12", "B14", "B19", "B20", "B21"}  # need a part that is not there yet, or stand elsewhere
+REQUIRED = [
+    *(f"T-{number:02}" for number in (1, 2, 4, 9, 10, 12, 13, 14, 15, 20)),
+    *(f"V-{number:02}" for number in (1, 2, 3, 4, 6)),
+    *(f"A-{number:02}" for number in (1, 2, 3, 7, 12, 13)),
+    *(f"P-{number:02}" for number in (1, 2, 3, 5, 6)),
+    *(f"I-{number:02}" for number in (1, 2, 3, 4, 6, 7, 8, 9)),
+    *(f"R-{number:02}" for number in (1, 2, 3)),
+    *(f"L-{number:02}" for number in (1, 2)),
+    *(f"K-{number:02}" for number in (1, 2, 3, 4, 7)),
+    *(f"O-{number:02}" for number in (1, 2, 3, 5, 7)),
+    *(f"M-{number:02}" for number in (10, 11)),
+    *(f"N-{number:02}" for number in (1, 2, 7, 8)),
+    *(f"X-{number:02}" for number in (1, 2, 3, 18, 19, 26, 30)),
+    *(f"MS{number}" for number in (1, 2, 3, 15)),
+]
+# Access rules of the broker, receipts by tenant, replay, MQTT and the issuing service come later; B20 is not testable
+# through Kafka, which adds more noise than any comparison takes.
+LATER = {"B11", "B12", "B14", "B19", "B20", "B21"}
 IN_TABLE = [f"A{number}" for number in range(1, 20)] + [f"B{number}" for number in range(1, 22)]
 
 
 def functions_of(path):
-    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return {
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
 
 
 def test_every_row_that_must_hold_is_in_the_table():
-    assert set(REQUIRED) <= ROWS.keys()
+    assert ROWS.keys() == set(REQUIRED)
     assert ATTACKS.keys() == set(IN_TABLE) - LATER
 
 

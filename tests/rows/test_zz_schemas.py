@@ -55,7 +55,10 @@ def dump(world):
     world.outcomes(
         world.send_all(
             plain(token)._replace(partition=lane)
-            for token in (world.ours.token(uses="many", idempotency_key="the last"), world.ours.token(private=world.partner.private))
+            for token in (
+                world.ours.token(uses="many", idempotency_key="the last"),
+                world.ours.token(private=world.partner.private),
+            )
             for lane in range(world.lanes)
         )
     )
@@ -92,7 +95,11 @@ def test_every_accepted_plain_trigger_fits_its_schema(dump, world):
     schema, seen = validator("trigger"), 0
     for record in dump["triggers"]:
         names = {name.lower() for name, _ in record.headers}
-        if f"{record.partition}-{record.offset}" in world.tail.jobs and not names & {"tollgate-job", "ce_subject", "content-type"}:
+        if f"{record.partition}-{record.offset}" in world.tail.jobs and not names & {
+            "tollgate-job",
+            "ce_subject",
+            "content-type",
+        }:
             schema.validate(json.loads(record.value))
             seen += 1
     assert seen
@@ -119,7 +126,9 @@ def test_a_changed_field_does_not_fit(dump):
 def test_each_trigger_has_one_receipt_one_audit_entry_and_one_of_job_duplicate_or_dead_letter(dump, world):
     sent = {f"{record.partition}-{record.offset}" for record in dump["triggers"]}
     receipts = Counter(json.loads(record.value)["trigger_id"] for record in dump["receipts"])
-    audited = Counter(each["trigger_id"] for record in dump["audit"] for each in json.loads(record.value)["presentations"])
+    audited = Counter(
+        each["trigger_id"] for record in dump["audit"] for each in json.loads(record.value)["presentations"]
+    )
     assert receipts == audited == dict.fromkeys(sent, 1)
     outcomes = defaultdict(set)
     for record in dump["receipts"]:

@@ -40,7 +40,12 @@ LANES = 4
 # The jobs of the world. A name says what is particular about the job; NIGHTLY is the plain one.
 NIGHTLY, OTHER, THIRD = "rows/nightly", "rows/other", "rows/third"
 STRICT, TOKEN_WINS, SENSITIVE = "rows/strict", "rows/token-wins", "rows/sensitive"
-ONE_SHOT_ONLY, DISABLED, DEFAULTED, BY_EVENT_ID = "rows/one-shot-only", "rows/disabled", "rows/defaulted", "rows/by-event-id"
+ONE_SHOT_ONLY, DISABLED, DEFAULTED, BY_EVENT_ID = (
+    "rows/one-shot-only",
+    "rows/disabled",
+    "rows/defaulted",
+    "rows/by-event-id",
+)
 UNREGISTERED = "rows/unregistered"  # within every trust rule, and not in the registry
 FORBIDDEN = "payroll/run"  # registered, and in no trust rule
 JOBS = f"""\
@@ -123,7 +128,9 @@ class Issuer:
     def header(self) -> dict[str, Any]:
         return {"alg": "ES256", "kid": self.kid, "typ": "trigger+jwt"}
 
-    def claims(self, job: str | Sequence[str] = NIGHTLY, uses: str = "once", now_s: int | None = None) -> dict[str, Any]:
+    def claims(
+        self, job: str | Sequence[str] = NIGHTLY, uses: str = "once", now_s: int | None = None
+    ) -> dict[str, Any]:
         """Claims that are good in every respect, with a jti of their own."""
         now_s = int(time.time()) if now_s is None else now_s
         jobs = [job] if isinstance(job, str) else list(job)
@@ -164,7 +171,9 @@ class Trigger(NamedTuple):
 
 def plain(token: str, job: str | None = NIGHTLY, params: Any = ABSENT, **members: Any) -> Trigger:
     """Form 1: everything in the value."""
-    return Trigger(changed({"job": job, "params": params, "token": token}, {"job": ABSENT} | members if job is None else members))
+    return Trigger(
+        changed({"job": job, "params": params, "token": token}, {"job": ABSENT} | members if job is None else members)
+    )
 
 
 def by_headers(token: str, job: str | None = NIGHTLY, params: Any = None, *more: tuple[str, Any]) -> Trigger:
@@ -254,9 +263,13 @@ class Tail:
         }  # fmt: skip
         self._consumer = Consumer(
             {
-                "bootstrap.servers": bootstrap, "group.id": "rows", "isolation.level": "read_committed",
-                "enable.auto.commit": False, "auto.offset.reset": "error", "fetch.wait.max.ms": 50,
-            }  # fmt: skip
+                "bootstrap.servers": bootstrap,
+                "group.id": "rows",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "fetch.wait.max.ms": 50,
+            }
         )
         self._consumer.assign(
             [TopicPartition(topic, lane, OFFSET_BEGINNING) for topic in self._take for lane in range(lanes)]
@@ -467,6 +480,7 @@ class World:
             gate.stop()
         if hasattr(self, "tail"):
             self.tail.close()
+        del self._producer  # which closes it
 
     @staticmethod
     def _trust(iss: str, jwks: Path, org: str, cap_s: int = 90 * 86_400) -> str:
@@ -480,7 +494,9 @@ class World:
 
     # ── the program ──
 
-    def tollgate(self, *words: str, code: int | None = 0, env: Mapping[str, str] | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def tollgate(
+        self, *words: str, code: int | None = 0, env: Mapping[str, str] | None = None, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command; `code` is the exit code it must have, None any."""
         done = subprocess.run(
             [TOLLGATE, *words], env=self.env | dict(env or {}), cwd=self.directory, capture_output=True, text=True,
@@ -542,7 +558,13 @@ class World:
         assert not failures, failures[0]
         return ids
 
-    def send(self, value: Any, headers: Sequence[tuple[str, Any]] = (), key: bytes | str | None = None, partition: int | None = None) -> str:
+    def send(
+        self,
+        value: Any,
+        headers: Sequence[tuple[str, Any]] = (),
+        key: bytes | str | None = None,
+        partition: int | None = None,
+    ) -> str:
         (trigger_id,) = self.send_all([Trigger(value, headers, key, partition)])
         return trigger_id
 

@@ -20,7 +20,7 @@ from app.gate.outputs import Out
 from app.stream import batch
 from app.stream.cluster import Cluster
 from app.stream.inspection import connect
-from tests.support import reader
+from tests.support import memory, reader
 from tests.support.emitting import Raw, emit
 
 MIB = 1 << 20
@@ -234,7 +234,7 @@ async def _fetch(broker: str, topic: str, partition: int, start: int) -> list[ba
         position = start
         while position < marks.high:
             raw, aborted = await cluster._fetch_one((topic, partition), position, "test")
-            for part, position in batch.visible(raw, aborted, position):  # noqa: B020
+            for part, position in batch.visible(raw, aborted, position):  # noqa: B007, B020
                 found += [] if part is None else [part]
     finally:
         await cluster.stop()
@@ -285,32 +285,21 @@ def test_a_bomb_of_150_mb_costs_no_more_memory_than_the_limit(codec: int) -> Non
     if child == 0:
         peak = 0
         try:
-            before_kib = _rss_kib()
+            memory.begin_peak_anew()
+            before = memory.peak_bytes()
             try:
                 _records(part, LIMIT_BYTES)
             except batch.ExpandsTooFar:
-                peak = max(_peak_kib() - before_kib, 1)
+                peak = max(memory.peak_bytes() - before, 1)
         finally:
             os.write(writing, struct.pack(">q", peak))
             os._exit(0)
     os.waitpid(child, 0)
-    (grown_kib,) = struct.unpack(">q", os.read(reading, 8))
+    (grown,) = struct.unpack(">q", os.read(reading, 8))
     os.close(reading)
     os.close(writing)
-    assert grown_kib, "the bomb was unpacked"
-    assert grown_kib < 4 * LIMIT_BYTES // 1024
-
-
-def _rss_kib() -> int:
-    """Resident now; and the peak begins anew."""
-    with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")
-    return _peak_kib()
-
-
-def _peak_kib() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    assert grown, "the bomb was unpacked"
+    assert grown < 4 * LIMIT_BYTES
 
 
 def test_a_snappy_block_that_lies_about_its_size_is_refused() -> None:
@@ -324,7 +313,9 @@ def test_a_snappy_block_that_lies_about_its_size_is_refused() -> None:
 
 
 def _with_header_name(name: bytes) -> batch.Batch:
-    raw = _encode([Out(b"k0", b"v0", (("plain", b"0"),)), Out(b"k1", b"v1", (("x" * len(name), b"1"),)), Out(None, b"")])
+    raw = _encode(
+        [Out(b"k0", b"v0", (("plain", b"0"),)), Out(b"k1", b"v1", (("x" * len(name), b"1"),)), Out(None, b"")]
+    )
     raw = raw.replace(b"x" * len(name), name)
     ((part, _),) = batch.visible(raw, None, 0)
     assert part is not None

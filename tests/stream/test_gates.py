@@ -46,10 +46,7 @@ class Running:
     def seen(self) -> Seen:
         names = Seen.__dataclass_fields__
         return Seen(
-            **{
-                name: reader.read_topic(self.broker, f"{self.prefix}{name.replace('_', '-')}").records
-                for name in names
-            }
+            **{name: reader.read_topic(self.broker, f"{self.prefix}{name.replace('_', '-')}").records for name in names}
         )
 
 

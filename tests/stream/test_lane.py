@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from app.config import Kafka
 from app.stream.inspection import connect
 from app.stream.lane import State
-from tests.support import proxy, reader
+from tests.support import memory, proxy, reader
 from tests.support.deployments import Deployment, is_running
 from tests.support.emitting import Raw, emit, read_lane, receipts, trigger, until
 from tests.support.issuer import OtherIssuer
@@ -28,9 +29,7 @@ QUIET_S = 0.6  # several times as long as a lane needs for a decision
 
 
 async def send(deployment: Deployment, lane: int, *records: Raw | bytes, **options: Any) -> list[str]:
-    return await asyncio.to_thread(
-        emit, deployment.bootstrap, deployment.topic("triggers"), lane, records, **options
-    )
+    return await asyncio.to_thread(emit, deployment.bootstrap, deployment.topic("triggers"), lane, records, **options)
 
 
 def good(deployment: Deployment, lane: int) -> bytes:
@@ -54,9 +53,7 @@ async def test_a_good_trigger_becomes_a_job_a_receipt_an_entry_and_a_presentatio
     jobs = await read_lane(deployment.bootstrap, deployment.topic("jobs"), number)
     assert [json.loads(job.value or b"")["run_id"] for job in jobs] == [found[trigger_id]["run_id"]]
     entries = await read_lane(deployment.bootstrap, deployment.topic("idempotency"), number)
-    assert [(entry.value or b"")[1:17].hex() for entry in entries] == [
-        found[trigger_id]["run_id"].replace("-", "")
-    ]
+    assert [(entry.value or b"")[1:17].hex() for entry in entries] == [found[trigger_id]["run_id"].replace("-", "")]
     (audit,) = await read_lane(deployment.bootstrap, deployment.topic("audit"), number)
     assert [shown["trigger_id"] for shown in json.loads(audit.value or b"")["presentations"]] == [trigger_id]
 
@@ -123,28 +120,21 @@ async def test_a_batch_that_expands_to_150_mb_is_refused_offset_by_offset_within
 ) -> None:
     number = deployment.lane()
     bomb = [Raw(bytes(50 * MIB)) for _ in range(3)]
-    ids = await send(
-        deployment, number, *bomb, compression_type="zstd", batch_size=200_000_000, linger_ms=1_000
-    )
+    ids = await send(deployment, number, *bomb, compression_type="zstd", batch_size=200_000_000, linger_ms=1_000)
     ids += await send(deployment, number, good(deployment, number))
     del bomb
     gc.collect()
     async with deployment.worker(state_dir=state_dir) as worker:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        idle_kib = _peak_kib()
+        memory.begin_peak_anew()
+        idle = memory.peak_bytes()
         await worker.assigned({number})
         found = await answers(deployment, ids)
-        grown_kib = _peak_kib() - idle_kib
+        grown = memory.peak_bytes() - idle
     assert found == ["batch_too_large"] * 3 + ["accepted"]
-    assert grown_kib < 256 * 1024
+    assert grown < 256 * MIB
     letters = await read_lane(deployment.bootstrap, deployment.topic("dead-letters"), number)
     offsets = [dict(letter.headers)["tollgate-offset"] for letter in letters]
     assert offsets == [b"0", b"1", b"2"]
-
-
-def _peak_kib() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
 async def test_a_record_whose_time_is_its_producers_is_refused_while_the_topic_lets_it_be(
@@ -472,14 +462,16 @@ async def test_a_lane_that_goes_elsewhere_is_let_go_of_with_nothing_half_done(
     ):
         sent = await send(deployment, number, *records)
         moves = [first, second] * 3
-        for giving, taking in zip(moves, moves[1:], strict=False):
+        for giving, taking in itertools.pairwise(moves):
             await giving.assigned(set())
             await taking.assigned({number})
             await is_running(taking.lanes[number])
         assert set(await answers(deployment, sent)) == {"accepted"}
     topic = deployment.topic("audit")
     counts = {
-        isolation: len((await asyncio.to_thread(reader.read_topic, deployment.bootstrap, topic, isolation, [number])).records)
+        isolation: len(
+            (await asyncio.to_thread(reader.read_topic, deployment.bootstrap, topic, isolation, [number])).records
+        )
         for isolation in ("read_committed", "read_uncommitted")
     }
     assert counts["read_committed"] == counts["read_uncommitted"]

@@ -28,10 +28,14 @@ class Topic(NamedTuple):
 def consumer_of(bootstrap: str, isolation: Isolation = "read_committed") -> Consumer:
     return Consumer(
         {
-            "bootstrap.servers": bootstrap, "group.id": "reader", "isolation.level": isolation,
-            "enable.auto.commit": False, "enable.partition.eof": True, "auto.offset.reset": "error",
+            "bootstrap.servers": bootstrap,
+            "group.id": "reader",
+            "isolation.level": isolation,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
             "fetch.wait.max.ms": 50,
-        }  # fmt: skip
+        }
     )
 
 
@@ -72,9 +76,14 @@ def read_topic(
                     kind, time_ms = message.timestamp()
                     records.append(
                         Read(
-                            message.partition(), message.offset(), message.key(), message.value(),
-                            tuple(message.headers() or ()), time_ms, kind,
-                        )  # fmt: skip
+                            message.partition(),
+                            message.offset(),
+                            message.key(),
+                            message.value(),
+                            tuple(message.headers() or ()),
+                            time_ms,
+                            kind,
+                        )
                     )
                 elif error.code() == KafkaError._PARTITION_EOF:
                     ends[message.partition()] = message.offset()

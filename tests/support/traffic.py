@@ -103,6 +103,4 @@ class Traffic:
             else:
                 self.ledger.sent[f"{message.partition()}-{message.offset()}"] = sent
 
-        self._producer.produce(
-            self._topic, value, partition=self._random.randrange(self._lanes), on_delivery=delivered
-        )
+        self._producer.produce(self._topic, value, partition=self._random.randrange(self._lanes), on_delivery=delivered)
