@@ -45,6 +45,8 @@ _HEADED: Final = re.compile(rf"{_HEADER}(?:{_B}*+\.{_B}++\.{_B}{{86}}(?![A-Za-z0
 _TWICE: Final = re.compile(rf"ZXl[KB]{_LONG}".encode())
 # Without a header to tell it by: long pieces around two dots.
 _UNHEADED: Final = re.compile(rf"\.(?<={_B}{{{_PIECE_MIN_BYTES}}}\.){_B}*+\.{_LONG}{_MORE}".encode())
+# What a JWS or JWE in JSON serialization cannot do without (RFC 7515 and 7516, section 7.2).
+_IN_JSON: Final = re.compile(rf'"(?:signature|ciphertext)"\s{{0,8}}:\s{{0,8}}"({_LONG})'.encode())
 
 # Escapes of JSON, of programs' literals and of addresses (also escaped twice), and the zeros of UTF-16.
 _ESCAPE: Final = re.compile(
@@ -64,6 +66,44 @@ def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
 
     A replacement names the SHA-256 of what stood there: for a token as presented, the start of its fingerprint.
     """
+    return _redact_plain(data, token) or _redact_closely(data, token)
+
+
+# Without any of these, and without the presented token or a part of it, no pattern below can match.
+_SUSPICIOUS: Final = (b".", b"%", b"\\", b"\0", b"ref:", b"ZXl", b'"signature"', b'"ciphertext"')
+
+
+_AFTER_A_MEMBER: Final = (b",", b"}")
+
+
+def _redact_plain(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]] | None:
+    """The same for bytes whose only token is the presented one, in quotes or not there; None for any doubt."""
+    rest, taken = data, []
+    if token is not None and len(token) >= _TOKEN_MIN_BYTES:
+        before, quoted, after = data.partition(b'"%b"' % token)
+        if quoted:
+            if after[:1] not in _AFTER_A_MEMBER:
+                return None
+            rest, taken = before + b'"' + after, [token]
+        if len(rest) >= _PIECE_MIN_BYTES:
+            for part in token.split(b"."):
+                if len(part) >= _PIECE_MIN_BYTES and part in rest:
+                    return None
+        if token in rest:
+            return None
+    for mark in _SUSPICIOUS:
+        if mark in rest:
+            return None
+    if not taken:
+        return data, []
+    return b'%b"%b"%b' % (before, _mark(token or b""), after), taken
+
+
+def _mark(removed: bytes) -> bytes:
+    return b"[redacted sha256:%b]" % sha256(removed).hexdigest()[:_MARK_DIGITS].encode()
+
+
+def _redact_closely(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
     seen, origins = _unescape(data)
     spans = sorted([*_presented(seen, token), *_shaped(seen)])
     if not spans:
@@ -75,7 +115,7 @@ def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
         start, end = origins(start), origins(end)  # noqa: PLW2901
         removed = data[start:end]
         taken.append(removed)
-        kept += (data[at:start], b"[redacted sha256:%b]" % sha256(removed).hexdigest()[:_MARK_DIGITS].encode())
+        kept += (data[at:start], _mark(removed))
         at = end
     kept.append(data[at:])
     return b"".join(kept), taken
@@ -105,6 +145,7 @@ def _shaped(seen: bytes) -> list[Span]:
     """Where something shaped like a token stands. A header without a dot near it is somebody's base64 of JSON."""
     spans = [found.span() for found in _HEADED.finditer(seen) if b"." in found[0]]
     spans += [found.span() for shape in (_TWICE, _HANDLE) for found in shape.finditer(seen)]
+    spans += [found.span(1) for found in _IN_JSON.finditer(seen)]
     at = 0
     for found in _UNHEADED.finditer(seen):
         before = seen[max(at, found.start() - _LOOK_BACK_BYTES) : found.start()]

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+import orjson
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -63,7 +64,7 @@ class Sealer:
         self._left -= 1
         apv = binding(trigger_id, value)
         header = _b64(self._header_start + b',"apv":"' + _b64(apv) + b'"}')
-        plaintext = json.dumps([part.decode("utf-8", "replace") for part in taken]).encode()
+        plaintext = orjson.dumps([part.decode("utf-8", "replace") for part in taken])
         iv = os.urandom(_IV_BYTES)
         sealed = AESGCM(self._derive(apv)).encrypt(iv, plaintext, header)
         body, tag = sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:]

@@ -70,7 +70,8 @@ def measure(run: Run, names: Sequence[str]) -> tuple[list[Figure], list[dict[str
     run.say(f"triggers of {sizes[0]} to {sizes[-1]} bytes, a tenth of the keys repeated, {LANES} lanes")
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     raws: list[float] = []
-    _sample(run, SITUATIONS[names[0]], backlogs, [], share=5)  # warms up the broker; not counted
+    if run.warm_up:
+        _sample(run, SITUATIONS[names[0]], backlogs, [], share=5)  # of the broker; not counted
     for repeat in range(run.repeats):
         for name in names:
             sample = _sample(run, SITUATIONS[name], backlogs, raws)

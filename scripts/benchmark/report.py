@@ -42,8 +42,9 @@ def table(found: dict[str, Any], figures: Sequence[Figure]) -> str:
     """Markdown, so that it can stand in a README."""
     libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items())
     head = (
-        f"{found['date']}, commit {found['commit']}; {found['cores']} cores of {found['cpu']}, load "
-        f"{found['load_at_start']} at the start; {found['system']}, Python {found['python']}, {found['kafka']}; {libraries}."
+        f"{found['date']}, commit {found['commit']}; {found['cores']} cores of {found['cpu']}, "
+        f"load {found['load_at_start']} at the start; {found['system']}, Python {found['python']}, {found['kafka']}; "
+        f"{libraries}."
     )
     rows = [HEADINGS, *(figure.cells() for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]

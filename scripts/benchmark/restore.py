@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from app.gate.idempotency import IDENTITY_BYTES, Entry
+from app.gate.idempotency import IDENTITY_BYTES, pack
 from app.stream.topics import Topic
 from scripts.benchmark import traffic
 from scripts.benchmark.deployment import Deployment, Gate, deployed
@@ -68,8 +68,8 @@ def write_changelog(deployment: Deployment, count: int) -> None:
         for number in range(start, min(start + A_TURN * lanes, count)):
             random = os.urandom(IDENTITY_BYTES + 40)
             lane, until_ms = number % lanes, now_ms + WINDOW_MS
-            entry = Entry(random[16:32], random[32:48], random[48:56], lane, number, now_ms, until_ms)
-            producer.produce(topic, entry.pack(), random[:IDENTITY_BYTES], partition=lane)
+            entry = pack(random[16:32], random[32:48], random[48:56], lane, number, now_ms, until_ms)
+            producer.produce(topic, entry, random[:IDENTITY_BYTES], partition=lane)
         producer.commit_transaction(60)
 
 

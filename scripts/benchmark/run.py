@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from scripts.benchmark.traffic import Issuer
 
@@ -22,6 +22,7 @@ class Run(NamedTuple):
     restore_entries: int
     big_entries: int
     raw_s: float
+    warm_up: bool
 
     @staticmethod
     def say(what: str) -> None:
@@ -38,8 +39,9 @@ class Size(NamedTuple):
     restore_entries: int
     big_entries: int
     raw_s: float
+    warm_up: bool
 
 
-FULL = Size(5, 200_000, 60_000, 2_500, 1_000_000, 20_000_000, 1.0)
-QUICK = Size(2, 60_000, 15_000, 500, 200_000, 2_000_000, 0.5)
-SMOKE = Size(1, 1_000, 400, 60, 5_000, 20_000, 0.05)
+FULL: Final = Size(5, 200_000, 60_000, 2_500, 1_000_000, 20_000_000, 1.0, True)
+QUICK: Final = Size(2, 60_000, 15_000, 500, 200_000, 2_000_000, 0.5, True)
+SMOKE: Final = Size(1, 1_000, 400, 60, 5_000, 20_000, 0.05, False)

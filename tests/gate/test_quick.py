@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.gate import redact
 from app.gate import trigger as triggers
 from app.gate.quick import quick_object, quick_trigger
 from app.gate.strict_json import JSONRefused, loads_object
@@ -87,3 +88,26 @@ def test_claims_with_a_member_given_twice_are_not_read_quickly(doubled: bytes):
     assert quick_object(twice) is None
     with pytest.raises(JSONRefused):
         loads_object(twice)
+
+
+pieces = st.lists(
+    st.sampled_from(
+        [TOKEN.encode(), b'"' + TOKEN.encode() + b'"', TOKEN.split(".")[1].encode(), b'{"token":', b"}", b".", b"%2E", b"\\u0065",
+         b'"params":{"a":1}', b"eyJhbGciOiJFUzI1NiJ9", b"ref:abcdefghijklmnopqrst", b'"signature":"', b"AAAAAAAAAAAAAAAAAAAA",
+         b"ZXlKaGJHY2lPaUpGVXpJMU5pSjk", b"\x00", b" ", b'","']
+    )
+    | st.binary(max_size=6),
+    max_size=7,
+)  # fmt: skip
+
+
+@settings(max_examples=3000, deadline=None)
+@given(pieces, st.booleans())
+def test_bytes_redacted_plainly_are_redacted_the_same(parts: list[bytes], presented: bool):
+    data, token = b"".join(parts), TOKEN.encode() if presented else None
+    plain = redact._redact_plain(data, token)
+    assert plain is None or plain == redact._redact_closely(data, token)
+
+
+def test_a_plain_trigger_is_redacted_plainly():
+    assert redact._redact_plain(orjson.dumps(PLAIN), TOKEN.encode()) is not None

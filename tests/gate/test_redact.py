@@ -190,6 +190,17 @@ def test_a_presented_token_with_a_character_beyond_ascii_is_taken_out_however_js
         assert signature.encode() not in kept
 
 
+def test_a_token_in_json_serialization_loses_what_makes_it_one():
+    header, claims, signature = RAW.decode().split(".")
+    flattened = {"protected": header, "payload": claims, "signature": signature}
+    general = {"payload": claims, "signatures": [{"protected": header, "signature": signature}]}
+    for presented in (flattened, general):
+        for record in (json.dumps({"token": presented}), json.dumps({"x": json.dumps(presented, indent=1)})):
+            kept, taken = redact(record.encode(), None)
+            assert signature.encode() not in kept
+            assert signature.encode() in taken
+
+
 @settings(max_examples=500)
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.none() | st.binary(max_size=40))
 def test_any_bytes_come_out_whole_but_for_what_was_taken(data, presented):

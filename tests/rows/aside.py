@@ -109,7 +109,9 @@ class Aside(World):
         for trigger in listed:
             self.tokens.update(COMPACT_JWS.findall(trigger.encoded() or b""))
             for _, content in trigger.headers:
-                self.tokens.update(COMPACT_JWS.findall(content.encode() if isinstance(content, str) else content or b""))
+                self.tokens.update(
+                    COMPACT_JWS.findall(content.encode() if isinstance(content, str) else content or b"")
+                )
         return super().send_all(listed, producer)
 
     def issuer_over_https(self, name: str, *kids: str, published: int = 1) -> list[Issuer]:
@@ -168,7 +170,12 @@ def _certificates(directory: Path) -> tuple[Path, Path]:
     now = dt.datetime.now(dt.UTC)
 
     def certificate(
-        name: str, public: ec.EllipticCurvePublicKey, issuer: str, signer: ec.EllipticCurvePrivateKey, *, authority: bool
+        name: str,
+        public: ec.EllipticCurvePublicKey,
+        issuer: str,
+        signer: ec.EllipticCurvePrivateKey,
+        *,
+        authority: bool,
     ) -> x509.Certificate:
         def called(text: str) -> x509.Name:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.rows.aside import aside
 from tests.rows.world import World
+
+__all__ = ["aside", "world"]
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,9 @@ def test_a_bad_settings_file_is_told_by_what_is_wrong_in_it(world: World, tmp_pa
     ids=" ".join,
 )  # fmt: skip
 def test_an_unreachable_broker_is_named_with_what_to_do(world: World, words: tuple[str, ...]) -> None:
-    said = told(world, *words, code=FAILED, env={"TOLLGATE_KAFKA__BOOTSTRAP": NOBODY, "TOLLGATE_TOKEN": world.ours.token()})
+    said = told(
+        world, *words, code=FAILED, env={"TOLLGATE_KAFKA__BOOTSTRAP": NOBODY, "TOLLGATE_TOKEN": world.ours.token()}
+    )
     assert NOBODY in said
     assert "--bootstrap" in said
 
@@ -76,7 +78,9 @@ def test_an_unreachable_broker_is_named_with_what_to_do(world: World, words: tup
 )  # fmt: skip
 def test_missing_topics_are_told_with_the_command_that_makes_them(world: World, words: tuple[str, ...]) -> None:
     prefix = f"none{secrets.token_hex(3)}."
-    said = told(world, *words, code=FAILED, env={"TOLLGATE_KAFKA__PREFIX": prefix, "TOLLGATE_TOKEN": world.ours.token()})
+    said = told(
+        world, *words, code=FAILED, env={"TOLLGATE_KAFKA__PREFIX": prefix, "TOLLGATE_TOKEN": world.ours.token()}
+    )
     assert prefix in said
     assert "tollgate topics create" in said
 

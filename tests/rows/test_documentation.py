@@ -28,7 +28,9 @@ def names_of(requirements: list[str]) -> set[str]:
 
 
 def test_the_bench_is_one_script_and_the_readme_has_its_figures(checkout: Path) -> None:
-    done = subprocess.run([checkout / "scripts" / "bench", "--help"], capture_output=True, text=True, timeout=MINUTES_S, check=False)
+    done = subprocess.run(
+        [checkout / "scripts" / "bench", "--help"], capture_output=True, text=True, timeout=MINUTES_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "--peers" in done.stdout
     readme = (checkout / "README.md").read_text()
@@ -49,7 +51,18 @@ def test_the_bench_is_one_script_and_the_readme_has_its_figures(checkout: Path) 
 def test_generation_and_validation_have_tests_without_a_broker_and_with_one(
     checkout: Path, marker: str, names: tuple[str, ...]
 ) -> None:
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", marker, "tests/gate", "tests/issuer", "tests/rows"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-m",
+        marker,
+        "tests/gate",
+        "tests/issuer",
+        "tests/rows",
+    ]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=MINUTES_S, check=True)
     collected = [line for line in done.stdout.splitlines() if "::" in line]
     for name in names:
@@ -75,7 +88,11 @@ def test_the_top_level_has_the_names_agreed(checkout: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=checkout, capture_output=True, text=True,
                             timeout=60, check=False).stdout.splitlines()  # fmt: skip
     others = {path.split("/")[0] for path in listed} - TOP_LEVEL
-    assert {name for name in others if not name.startswith(".")} <= {"SECURITY.md", "Dockerfile", "requirements-bench.lock"}
+    assert {name for name in others if not name.startswith(".")} <= {
+        "SECURITY.md",
+        "Dockerfile",
+        "requirements-bench.lock",
+    }
 
 
 def test_the_packages_agreed_are_dependencies_and_faust_only_of_the_bench(checkout: Path) -> None:

@@ -14,8 +14,6 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from tests.rows.aside import Aside
 from tests.rows.world import NIGHTLY, TIMEOUT_S, World, by_headers, plain
 
-pytest_plugins = ("tests.rows.aside",)
-
 QUIET_S = "3"
 SHORT_LINES = 20
 
@@ -30,7 +28,12 @@ def test_the_example_worker_runs_each_accepted_job_once_and_none_of_an_aborted_t
     rogue = Producer({"bootstrap.servers": aside.bootstrap, "transactional.id": aside.topic("rogue")})
     rogue.init_transactions(TIMEOUT_S)
     rogue.begin_transaction()
-    rogue.produce(aside.topic("jobs"), json.dumps(job | {"run_id": "never-committed"}).encode(), key=b"never-committed", partition=0)
+    rogue.produce(
+        aside.topic("jobs"),
+        json.dumps(job | {"run_id": "never-committed"}).encode(),
+        key=b"never-committed",
+        partition=0,
+    )
     assert rogue.flush(TIMEOUT_S) == 0
     rogue.abort_transaction(TIMEOUT_S)
 
@@ -47,7 +50,9 @@ def test_the_example_worker_runs_each_accepted_job_once_and_none_of_an_aborted_t
     assert all(words[0] == "ran" for words in first)
     # It died before it told the group: all of it is given again.
     group = Consumer({"bootstrap.servers": aside.bootstrap, "group.id": aside.topic("jobs") + ".example-worker"})
-    group.commit(offsets=[TopicPartition(aside.topic("jobs"), lane, 0) for lane in range(aside.lanes)], asynchronous=False)
+    group.commit(
+        offsets=[TopicPartition(aside.topic("jobs"), lane, 0) for lane in range(aside.lanes)], asynchronous=False
+    )
     group.close()
     again = next(ran for _ in range(5) if (ran := work()))
     assert {words[1] for words in again} == {words[1] for words in first}

@@ -72,7 +72,10 @@ def test_a_cloudevent_is_a_trigger_in_binary_and_in_structured_mode(world: World
     binary = by_headers(world.ours.token(), None, {"n": 1}, ("ce_subject", NIGHTLY), *attributes)
     structured = Trigger(
         {**EVENT, "subject": NIGHTLY, "data": {"n": 1}},
-        [("content-type", "application/cloudevents+json; charset=utf-8"), ("authorization", f"Bearer {world.ours.token()}")],
+        [
+            ("content-type", "application/cloudevents+json; charset=utf-8"),
+            ("authorization", f"Bearer {world.ours.token()}"),
+        ],
     )
     for outcome in world.present(binary, structured):
         assert outcome.verdict == "accepted"

@@ -16,8 +16,6 @@ from tests.rows.aside import Aside
 from tests.rows.world import NIGHTLY, Gate, World, b64, plain
 from tests.support.reader import read_topic
 
-pytest_plugins = ("tests.rows.aside",)
-
 STORM = 2_000  # unknown kids; the attack's 100,000 reduced
 BEHIND = 60  # good triggers sent while their issuer is out of order
 PRIVATE_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
@@ -160,7 +158,9 @@ def test_the_last_good_set_serves_while_its_issuer_is_down(aside: Aside) -> None
      b" " * (2 << 20)],
     ids=["empty", "not JSON", "off the curve", "symmetric", "2 MiB"],
 )  # fmt: skip
-def test_a_set_that_cannot_be_used_leaves_the_last_good_one(aside: Aside, body: bytes, request: pytest.FixtureRequest) -> None:
+def test_a_set_that_cannot_be_used_leaves_the_last_good_one(
+    aside: Aside, body: bytes, request: pytest.FixtureRequest
+) -> None:
     name = f"spoilt-{abs(hash(request.node.name)) % 10_000}"
     (issuer,) = aside.issuer_over_https(name, "r1")
     aside.until("accepted", lambda: plain(issuer.token()))
@@ -315,5 +315,3 @@ def found_in_memory(pid: int, needles: list[bytes]) -> set[bytes]:
                 continue
             found.update(needle for needle in needles if needle in held)
     return found
-
-

@@ -16,8 +16,6 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from tests.rows.aside import Aside
 from tests.rows.world import TIMEOUT_S, Trigger, World, plain
 
-pytest_plugins = ("tests.rows.aside",)
-
 GRACE_S = 60
 LEFT_S = 8  # what is left of the token's time, grace included, when the gates stand still
 HELD = re.compile(r'tollgate_held\{(?=[^}]*cause="keys")(?=[^}]*lane="0")[^}]*\} 1\.0')
@@ -28,10 +26,12 @@ HELD = re.compile(r'tollgate_held\{(?=[^}]*cause="keys")(?=[^}]*lane="0")[^}]*\}
 
 def test_a_backlog_kills_no_honest_trigger_and_saves_none_that_came_too_late(aside: Aside) -> None:
     aside.gate.stop()
-    exp = int(time.time()) - GRACE_S + LEFT_S
-    in_time, late, forged = (aside.ours.token(iat=exp - 300, nbf=exp - 300, exp=exp) for _ in range(3))
-    sent = aside.send_all([plain(in_time)])
-    assert time.time() < exp + GRACE_S, "the machine is too slow to append within the token's time"
+    while True:
+        exp = int(time.time()) - GRACE_S + LEFT_S
+        in_time, late, forged = (aside.ours.token(iat=exp - 300, nbf=exp - 300, exp=exp) for _ in range(3))
+        sent = aside.send_all([plain(in_time)])
+        if time.time() < exp + GRACE_S:  # a machine that was too slow for it tries again
+            break
     time.sleep(max(0, exp + GRACE_S + 1 - time.time()))
     sent += aside.send_all([plain(late)])
     sent += [send_with_timestamp(aside, plain(forged), (exp - 100) * 1000)]  # claims that it was sent in time
@@ -41,7 +41,12 @@ def test_a_backlog_kills_no_honest_trigger_and_saves_none_that_came_too_late(asi
 
 def test_a_topic_that_takes_producers_timestamps_is_refused_by_name_and_its_records_one_by_one(aside: Aside) -> None:
     topic = aside.topic("triggers")
+
+    def webhook() -> Trigger:
+        return plain(aside.ours.token(uses="many"))
+
     with timestamps(aside, topic, "CreateTime"):
+        aside.until("timestamp_type_invalid", webhook)  # the log follows its topic's setting after a moment
         live = plain(aside.ours.token())
         outcome = aside.outcomes([send_with_timestamp(aside, live, int(time.time() * 1000))])[0]
         assert outcome.verdict == "timestamp_type_invalid"
@@ -51,6 +56,7 @@ def test_a_topic_that_takes_producers_timestamps_is_refused_by_name_and_its_reco
             for word in (topic, "message.timestamp.type", "CreateTime", "LogAppendTime"):
                 assert word in said
             assert "Traceback" not in said
+    aside.until("accepted", webhook)
     assert aside.present_one(live).verdict == "accepted", "the refusal used nothing up"
 
 
@@ -117,13 +123,6 @@ def timestamps(world: World, topic: str, kind: str) -> Iterator[None]:
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
         for future in admin.incremental_alter_configs([resource]).values():
             future.result(TIMEOUT_S)
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
-            (described,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
-            if described.result(TIMEOUT_S)["message.timestamp.type"].value == value:
-                break
-            time.sleep(0.1)
-        time.sleep(1)  # the log takes the setting a little after the metadata shows it
 
     set_to(kind)
     try:

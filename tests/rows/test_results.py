@@ -47,7 +47,11 @@ def test_each_trigger_has_one_receipt_that_tells_what_became_of_it(world: World,
         assert receipt["decided_at_ms"] > 0
     assert (accepted.receipt["outcome"], accepted.receipt["job"]) == ("accepted", NIGHTLY)
     assert accepted.receipt["run_id"] == accepted.job["run_id"]
-    assert (rejected.receipt["reason"], rejected.receipt["detail"], rejected.receipt["job"]) == ("signature_invalid", None, None)
+    assert (rejected.receipt["reason"], rejected.receipt["detail"], rejected.receipt["job"]) == (
+        "signature_invalid",
+        None,
+        None,
+    )
 
 
 def test_the_command_waits_for_a_receipt_and_its_exit_code_tells_the_outcome(world: World) -> None:

@@ -23,7 +23,7 @@ from app.stream.inspection import connect
 from app.stream.lane import Lane
 from app.stream.log import Partition
 from app.stream.store import Store
-from tests.support import proxy
+from tests.support import proxy, reader
 from tests.support.deployments import Deployment
 from tests.support.emitting import emit, receipts, trigger, until
 from tests.support.proxy import KafkaProxy, Side
@@ -55,6 +55,7 @@ def make_changelog(broker: str, prefix: str, **config: str) -> Partition:
     topic = NewTopic(f"{prefix}changelog", 1, config={name.replace("_", "."): value for name, value in config.items()})
     admin = connect(Kafka(bootstrap=broker))
     admin.create_topics([topic])[topic.topic].result(30)
+    reader.read_topic(broker, topic.topic)  # it is led now
     return (topic.topic, 0)
 
 
