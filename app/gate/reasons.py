@@ -91,7 +91,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "idempotency_key_malformed",
         _P,
-        "the idempotency key is empty, not text, or longer than 256 bytes",
+        "the idempotency key is empty, not printable text, or longer than 256 bytes",
         "use a short text, a UUID for example",
     ),
     Reason(

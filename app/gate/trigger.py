@@ -17,7 +17,7 @@ twice, in whatever cases, the record is refused. Every other header is passed ov
 that disagree are refused, never chosen from; two tokens even when they are equal.
 
 The token is the `authorization` header without its scheme, or the member `token` of form 1: of the value, or of
-`data` in a structured event. Redaction takes those places empty, whatever stands there.
+`data` in a structured event. Redaction empties those places of everything shaped like a token or a part of one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rows of requirements.md that hold, each with the tests that show it, and the numbers reduced for time.
 
 A test is `file::function`, from this directory; with a slash, from `tests/`. With TOLLGATE_ROWS_FULL=1 in the
-environment the reduced numbers are the rows' own.
+environment V-03 runs at the row's own numbers.
 """
 
 from __future__ import annotations
