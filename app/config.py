@@ -8,6 +8,7 @@ the start: a misspelt limit must not pass as the default.
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -158,6 +159,7 @@ def load(**overrides: Any) -> Settings:
     if config and not Path(config).is_file():
         raise ConfigError(f"TOLLGATE_CONFIG names {config}, which is not there")
     _refuse_unknown_environment()
+    _refuse_sections_that_are_none(Path(config or CONFIG_FILE))
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -167,6 +169,17 @@ def load(**overrides: Any) -> Settings:
         raise ConfigError(f"setting {where} {what}; see `tollgate --help` and the README's table of settings") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{config or CONFIG_FILE} cannot be read: {error}") from None
+
+
+def _refuse_sections_that_are_none(file: Path) -> None:
+    """`gate = 3` would be passed over in silence where the environment sets something of that section."""
+    try:
+        read = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    for name, section in read.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"{file}: {name} is no section; settings stand in [kafka], [gate] and so on")
 
 
 def _refuse_unknown_environment() -> None:

@@ -188,7 +188,7 @@ class Worker:
         offsets, self._offsets = self._offsets, {}
         if offsets and self._consumer is not None:
             mine = self._consumer.assignment()
-            with contextlib.suppress(KafkaError, ValueError):
+            with contextlib.suppress(Exception):
                 await self._consumer.commit({key: value for key, value in offsets.items() if key in mine})
 
     async def _chores(self) -> None:

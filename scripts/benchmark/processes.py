@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,11 @@ class Child:
                 raise TimeoutError(f"{name} did not say {word!r} within {timeout_s:.0f} s:\n{self.last_words()}")
             time.sleep(0.05)
 
+    def stop_innermost(self) -> None:
+        """Ask the program itself to stop, where another one started it for us, and wait for both."""
+        os.kill(tree(self.pid)[-1], signal.SIGTERM)
+        self._process.wait(STOP_TIMEOUT_S)
+
     def stop(self) -> int:
         if self._process.poll() is None:
             self._process.terminate()
@@ -90,7 +96,7 @@ class Child:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 for each in reversed(tree(self.pid)):
-                    os.kill(each, 9)
+                    os.kill(each, signal.SIGKILL)
                 self._process.wait()
         return self._process.returncode
 
