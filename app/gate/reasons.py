@@ -73,7 +73,10 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason("json_duplicate_member", _P, "a JSON object names a member twice", "name each member once"),
     Reason("json_too_deep", _P, "JSON nested deeper than 8 levels", "flatten the parameters"),
     Reason(
-        "json_number_unsafe", _P, "a number beyond 15 digits or the range of a double: readers would not agree on it", "send it as a string"
+        "json_number_unsafe",
+        _P,
+        "a number beyond 15 digits or the range of a double: readers would not agree on it",
+        "send it as a string",
     ),
     Reason(
         "envelope_malformed",

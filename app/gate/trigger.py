@@ -98,9 +98,7 @@ def parse(record: Record) -> Trigger | Rejected:
         plain = quick_trigger(record.value) if record.log_append_time else None
         if plain is not None:
             job, params, token, key, params_canonical = plain
-            return Trigger(
-                job, params, token, key, None, None, None, None, False, None, params_canonical
-            )
+            return Trigger(job, params, token, key, None, None, None, None, False, None, params_canonical)
     try:
         headers = _read_headers(record) if record.headers else _measure(record)
         if record.value is None:

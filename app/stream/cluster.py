@@ -193,43 +193,46 @@ class Cluster:
                 self._pollers[broker.nodeId] = asyncio.create_task(self._poll(broker.nodeId))
 
     async def _poll(self, node: int) -> None:
-        """Long polls of one broker, for ever: each asks for every partition it leads that has room."""
+        """Long polls of one broker, for ever."""
         while True:
-            asked = {
-                key: tail
-                for key, tail in self._tails.items()
-                if tail.wants and self._client.cluster.leader_for_partition(TopicPartition(*key)) == node
-            }
-            if not asked:
-                self._changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), 1.0)
-                self._poll_all()  # a broker may have joined
-                continue
-            topics: dict[str, list[tuple[int, int, int]]] = {}
-            for (topic, number), tail in asked.items():
-                topics.setdefault(topic, []).append((number, tail.fetched, FETCH_PARTITION_BYTES))
-            request = FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, _READ_COMMITTED, list(topics.items()))
-            sent_at_s = time.monotonic()
             try:
-                response = await self._client.send(node, request, group="fetch")
-            except KafkaError as error:
+                moved = await self._poll_once(node)
+            except Exception as error:
+                # Whatever it is: a poller that ended would hold every lane without a word.
                 log.warning(Event.FETCH_FAILED, node=node, error=type(error).__name__)
+                moved = True
+            if moved:
                 await asyncio.sleep(RETRY_S)
                 await self._client.force_metadata_update()
-                continue
-            stale = False
-            for topic, rows in response.topics:
-                for row in rows:
-                    tail = asked[(topic, row[0])]
-                    try:
-                        stale |= self._deliver(tail, row, sent_at_s)
-                    except Exception as error:
-                        # Bytes we cannot read stop the one partition, by name, and no other.
-                        tail.broken(error)
-            if stale:
-                await asyncio.sleep(RETRY_S)
-                await self._client.force_metadata_update()
+
+    async def _poll_once(self, node: int) -> bool:
+        """Ask for every partition the broker leads that has room. True when a leader has moved."""
+        asked = {
+            key: tail
+            for key, tail in self._tails.items()
+            if tail.wants and self._client.cluster.leader_for_partition(TopicPartition(*key)) == node
+        }
+        if not asked:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 1.0)
+            self._poll_all()  # a broker may have joined
+            return False
+        topics: dict[str, list[tuple[int, int, int]]] = {}
+        for (topic, number), tail in asked.items():
+            topics.setdefault(topic, []).append((number, tail.fetched, FETCH_PARTITION_BYTES))
+        request = FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, _READ_COMMITTED, list(topics.items()))
+        sent_at_s = time.monotonic()
+        response = await self._client.send(node, request, group="fetch")
+        moved = False
+        for topic, rows in response.topics:
+            for row in rows:
+                tail = asked[topic, row[0]]
+                try:
+                    moved |= self._deliver(tail, row, sent_at_s)
+                except Exception as error:
+                    tail.broken(error)  # bytes we cannot read stop the one partition, by name, and no other
+        return moved
 
     def _deliver(self, tail: KafkaTail, row: Any, sent_at_s: float) -> bool:
         """Hand a partition's part of a response to its tail. True when the leader has moved."""

@@ -24,7 +24,7 @@ from app.gate.trigger import Record
 from app.stream import restore
 from app.stream.clock import LaneClock
 from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreadable, Writer
-from app.stream.store import Store
+from app.stream.store import Store, StoreUnusable
 from app.stream.tables import Tables
 from app.stream.topics import Topic
 from app.stream.turn import TURN_BYTES, Behind, Foreign, Handed, Judged, LaneBroken, Turn
@@ -54,14 +54,14 @@ HOLD_CAUSES: Final = ("tables_stale", "clock", "keys")
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
 FAILURES_MAX: Final = 3  # of an unknown kind, with nothing decided between them
-SWEEP_RECORDS: Final = 200
+SWEEP_EVERY_S: Final = 1.0
+SWEEP_RECORDS: Final = 2_000
 
 
 class State(StrEnum):
     TAKING = "taking"
     RUNNING = "running"
     HELD = "held"
-    PAUSED = "paused"
     RETRYING = "retrying"
     STOPPED = "stopped"
     RELEASED = "released"
@@ -94,9 +94,8 @@ class Lane:
         self.stopped_because: str | None = None
         self.progress_at_s = time.monotonic()
         self._wake = asyncio.Event()
-        self._released = self._pausing = False
+        self._released = False
         self._decided = False  # something was committed since the lane was taken
-        self._idle = asyncio.Event()
         self._writer: Writer | None = None
         self._store: Store | None = None
         self._store_path = Path()
@@ -105,7 +104,7 @@ class Lane:
         self._checkpoint: Checkpoint | None = None
         self._clock = LaneClock(0, shared.clock_tolerance_ms)
         self._queue: deque[tuple[Topic, Record]] = deque()
-        self._committed_at_s = 0.0
+        self._committed_at_s = self._swept_at_s = 0.0
         self._without_keys_since_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self.on_commit: Callable[[int, int], Any] = lambda lane, offset: None  # noqa: ARG005
@@ -115,21 +114,13 @@ class Lane:
     def start(self) -> None:
         self._task = asyncio.create_task(self._live(), name=f"lane-{self.number}")
 
-    async def pause(self) -> None:
-        """Finish the turn under way and wait; what the lane holds stays warm."""
-        self._pausing = True
-        self._wake.set()
-        await self._idle.wait()
-
-    def resume(self) -> None:
-        self._pausing = False
-        self._wake.set()
-
     async def release(self) -> None:
-        """Finish the turn under way and let everything go."""
+        """Finish the turn under way and let everything go. A lane still being taken is let go at once."""
         self._released = True
         self._wake.set()
         if self._task is not None:
+            if self.state in (State.TAKING, State.RETRYING):
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _enter(self, state: State) -> None:
@@ -144,7 +135,6 @@ class Lane:
             while not self._released:
                 try:
                     self._enter(State.TAKING)
-                    self._idle.set()  # taking holds nothing a rebalance must wait for
                     await self._take()
                     await self._work()
                 except Fenced as error:
@@ -157,9 +147,9 @@ class Lane:
                     self._stop(str(error))
                     break
                 except Exception as error:
-                    # Of the store, most likely: it is rebuilt from the changelog, which needs no trust in it.
                     log.error(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
-                    self._discard_store()
+                    if isinstance(error, StoreUnusable):
+                        self._discard_store()  # rebuilt from the changelog, which needs no trust in it
                     failures += 1
                     if failures > FAILURES_MAX:
                         self._stop(f"it failed {failures} times and decided nothing between: {type(error).__name__}")
@@ -175,7 +165,6 @@ class Lane:
             if self._store is not None:
                 self._store.close()
                 self._store = None
-            self._idle.set()
             if self.state is not State.STOPPED:
                 self._enter(State.RELEASED)
 
@@ -204,7 +193,7 @@ class Lane:
             log.warning(Event.STORE_WIPED, lane=self.number, why="it failed while in use")
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep that a release or a pause ends early."""
+        """Sleep that a release ends early."""
         if not self._released:
             self._wake.clear()
             await self._until_woken(seconds)
@@ -258,12 +247,6 @@ class Lane:
         held_since: float | None = None
         while not self._released:
             self.progress_at_s = time.monotonic()
-            if self._pausing:
-                self._enter(State.PAUSED)
-                self._idle.set()
-                await self._sleep(WAIT_S)
-                continue
-            self._idle.clear()
             cause = self._hold_cause()
             if cause is not None:
                 if held_since is None:
@@ -307,13 +290,15 @@ class Lane:
         """Nothing to do: sweep a little, and keep the checkpoint abreast of markers and the clock."""
         if time.monotonic() - self._committed_at_s > IDLE_CHECKPOINT_S:
             await self._commit(None)
-        self._sweep(SWEEP_RECORDS)
+        self._sweep()
         await self._until_woken(WAIT_S)  # not cleared: what arrived since `_fill` must not wait
 
-    def _sweep(self, limit: int) -> None:
-        if self._store is not None:
+    def _sweep(self) -> None:
+        """Once a second, look at a few entries of the table and drop those that outlived their window."""
+        if self._store is not None and time.monotonic() - self._swept_at_s > SWEEP_EVERY_S:
+            self._swept_at_s = time.monotonic()
             dead_before = self._clock.floor_ms - self._shared.queue_age_cap_ms
-            self._store.sweep(limit, lambda packed: idempotency.expires_at_ms(packed) < dead_before)
+            self._store.sweep(SWEEP_RECORDS, lambda packed: idempotency.expires_at_ms(packed) < dead_before)
 
     async def _turn(self) -> None:
         """Judge what is queued, slice by slice, and commit it as one transaction."""
@@ -440,7 +425,7 @@ class Lane:
             self._decided = True
             self._resume_with_keys()
             self._tell(turn, self._committed_at_s - began)
-            self._sweep(min(turn.triggers_in, SWEEP_RECORDS))
+            self._sweep()
         self.on_commit(self.number, checkpoint.triggers_offset)
 
     def _next_offset(self, topic: Topic, tail: Tail) -> int:

@@ -95,9 +95,11 @@ async def last_checkpoint(source: Log, partition: Partition, birth_id: str, lane
         newest: ReadRecord | None = None
         async for chunk, _ in source.read(partition, start, marks.high):
             for record in chunk:
-                if record.value is not None and record.key == b"%d" % partition[1]:
+                if record.key == b"%d" % partition[1]:
                     newest = record
-        if newest is not None and newest.value is not None:
+        if newest is not None:
+            if newest.value is None:
+                break  # deleted by somebody: an older one would be a reset
             return _checked(newest.value, partition, birth_id, lanes)
         reach *= 10
     raise CheckpointLost(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,7 +95,7 @@ class Store:
 
     def __init__(self, db: Any, belonging: Belonging) -> None:
         self._db, self._belonging = db, belonging
-        self._sweeper: Iterator[tuple[bytes, bytes]] | None = None
+        self._swept_to: bytes | None = None
 
     @property
     def changelog_offset(self) -> int:
@@ -107,7 +108,10 @@ class Store:
 
     def get_many(self, identities: list[bytes]) -> list[bytes | None]:
         """Packed entries, None where there is none, in the order asked."""
-        found: list[bytes | None] = self._db.get(identities)
+        try:
+            found: list[bytes | None] = self._db.get(identities)
+        except Exception as error:
+            raise StoreUnusable(_first_line(error)) from error
         return found
 
     def apply(self, entries: Iterable[tuple[bytes, bytes | None]], changelog_offset: int) -> None:
@@ -122,28 +126,28 @@ class Store:
             else:
                 batch.put(identity, packed)
         batch.put(_META, _encode(self._belonging))
-        self._db.write(batch)
+        self._write(batch)
+
+    def _write(self, batch: Any) -> None:
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise StoreUnusable(_first_line(error)) from error
 
     def sweep(self, limit: int, is_dead: Callable[[bytes], bool]) -> int:
         """Look at the next `limit` entries and delete those `is_dead(packed)`; begins anew at the end.
 
         Deleting by sweeps keeps writes single and a table of a year's keys bounded. Returns how many went.
         """
-        if self._sweeper is None:
-            self._sweeper = iter(self._db.items(read_opt=_scan_options()))
-        doomed: list[bytes] = []
-        for _ in range(limit):
-            row = next(self._sweeper, None)
-            if row is None:
-                self._sweeper = None
-                break
-            if len(row[0]) == IDENTITY_BYTES and is_dead(row[1]):
-                doomed.append(row[0])
+        # An iterator of its own each time: one that is kept would keep obsolete files, too.
+        rows = list(islice(self._db.items(read_opt=_scan_options(), from_key=self._swept_to), limit))
+        self._swept_to = rows[-1][0] if len(rows) == limit else None
+        doomed = [key for key, packed in rows if len(key) == IDENTITY_BYTES and is_dead(packed)]
         if doomed:
             batch = WriteBatch(raw_mode=True)
             for identity in doomed:
                 batch.delete(identity)
-            self._db.write(batch)
+            self._write(batch)
         return len(doomed)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
@@ -154,7 +158,6 @@ class Store:
         return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0)
 
     def close(self) -> None:
-        self._sweeper = None
         self._db.close()
 
 

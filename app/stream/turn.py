@@ -18,7 +18,7 @@ from app.gate.reasons import Rejected
 from app.gate.token import VerifiedToken
 from app.gate.trigger import Record, Trigger
 from app.stream.log import Partition
-from app.stream.store import Store
+from app.stream.store import Store, StoreUnusable
 from app.stream.topics import Topic
 
 TURN_BYTES: Final = 2 << 20  # a turn closes when what it writes reaches this; every output topic takes four times it
@@ -132,7 +132,10 @@ class Turn:
         packed = None
         if identity is not None:
             packed = self.overlay.get(identity.digest) or stored[identity.digest]
-        verdict = decide.settle(admitted, packed, self._lane_clock_ms, self.world)
+        try:
+            verdict = decide.settle(admitted, packed, self._lane_clock_ms, self.world)
+        except ValueError as error:  # an entry that is none: a store that lies about what it holds
+            raise StoreUnusable(str(error)) from error
         match verdict:
             case Accepted():
                 self._accept(verdict)

@@ -158,12 +158,12 @@ class Worker:
 
     # ── membership ──
 
-    async def revoked(self) -> None:
-        """Before a rebalance: finish what is under way; nothing is let go until we know who gets what."""
-        await asyncio.gather(*(lane.pause() for lane in self._mine()))
-
     async def assigned(self, numbers: set[int]) -> None:
-        """After it: lanes that went elsewhere are let go, those that came back go on, new ones are taken."""
+        """After a rebalance: lanes that went elsewhere are let go, new ones are taken, the others never stopped.
+
+        Until then nothing is let go: the lock is the transactional id, so whoever took a lane fences us, and a dead
+        member's session may take long to run out.
+        """
         gone = [lane for number, lane in self.lanes.items() if number not in numbers]
         for lane in gone:
             del self.lanes[lane.number]
@@ -171,9 +171,7 @@ class Worker:
         for lane in gone:
             log.info(Event.LANE_RELEASED, lane=lane.number)
         for number in sorted(numbers):
-            if number in self.lanes:
-                self.lanes[number].resume()
-            else:
+            if number not in self.lanes:
                 lane = Lane(number, self._shared, self._cluster, self._tables)
                 lane.on_commit = self._note_offset
                 self.lanes[number] = lane
@@ -208,8 +206,8 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    async def on_partitions_revoked(self, revoked: Any) -> None:  # noqa: ARG002
-        await self._worker.revoked()
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Nothing yet: see `Worker.assigned`."""
 
     async def on_partitions_assigned(self, assigned: list[TopicPartition]) -> None:
         consumer = self._worker._consumer  # noqa: SLF001

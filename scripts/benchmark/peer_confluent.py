@@ -104,8 +104,8 @@ def _producer(setup: Setup) -> Any:
         {
             "bootstrap.servers": setup.bootstrap, "transactional.id": f"{setup.prefix}peer", "acks": "all",
             "linger.ms": 5, "batch.size": 1_000_000, "queue.buffering.max.messages": 1_000_000,
-            "queue.buffering.max.kbytes": 1_000_000, "compression.type": "none", "delivery.report.only.error": True,
-            "message.max.bytes": OUTPUT_MAX_BYTES,
+            "queue.buffering.max.kbytes": 1_000_000, "compression.type": setup.compression,
+            "delivery.report.only.error": True, "message.max.bytes": OUTPUT_MAX_BYTES,
         }
     )  # fmt: skip
     producer.init_transactions(COMMIT_TIMEOUT_S)

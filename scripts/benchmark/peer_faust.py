@@ -33,6 +33,7 @@ app = faust.App(
     broker_commit_every=COMMIT_EVERY_RECORDS,
     stream_buffer_maxsize=BUFFER_RECORDS,
     producer_linger=LINGER_MS / 1_000,
+    producer_compression_type=None if setup.compression == "none" else setup.compression,
     consumer_auto_offset_reset="earliest",
     key_serializer="raw",
     value_serializer="raw",

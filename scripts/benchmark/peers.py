@@ -48,6 +48,7 @@ class Setup(NamedTuple):
     directory: str
     trust_file: str
     jobs_file: str
+    compression: str  # of what is written, as the gate's settings have it
 
     @classmethod
     def from_arguments(cls) -> Setup:

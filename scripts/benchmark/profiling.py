@@ -44,7 +44,7 @@ def _py_spy(found: Path) -> list[str]:
     )
     if program is None:
         sys.exit("scripts/bench: py-spy is installed by `scripts/bench --peers`; --profile cprofile needs nothing")
-    options = ["--format", "raw", "--rate", "500", "--native", "--output", str(found), "--full-filenames"]
+    options = ["--format", "raw", "--rate", "500", "--function", "--output", str(found)]
     return [str(program), "record", *options, "--"]
 
 

@@ -444,7 +444,6 @@ async def test_a_lane_that_comes_back_to_the_same_process_keeps_what_it_holds(
         lane = worker.lanes[number]
         await is_running(lane)
         for _ in range(3):
-            await worker.revoked()
             await worker.assigned({number})
             assert worker.lanes[number] is lane
             assert await answers(deployment, await send(deployment, number, good(deployment, number))) == ["accepted"]
