@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, Literal
 
@@ -20,6 +21,7 @@ ENTRY_VERSION: Final = 1
 _ENTRY: Final = struct.Struct(">B16s16s8sIQQQ")
 ENTRY_BYTES: Final = _ENTRY.size
 _JTI_DIGEST_BYTES: Final = 8
+WEBHOOK_JTIS_REMEMBERED: Final = 20_000
 _LENGTH: Final = struct.Struct(">I")
 _MURMUR2_SEED: Final = 0x9747B28C  # org.apache.kafka.common.utils.Utils.murmur2
 
@@ -92,7 +94,7 @@ def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes) -> Id
         if claims.uses == "once":
             if beside is not None:
                 return Rejected("idempotency_key_not_in_token")
-            return Identity(_jti_digest(claims), claims.jti)
+            return Identity(_jti_digest(claims.iss, claims.jti), claims.jti)
         if beside is None:
             return None
         key = beside
@@ -115,12 +117,17 @@ def fingerprint(authorized: Authorized) -> bytes:
 
 def jti_digest(claims: Claims, identity: Identity) -> bytes:
     """Tells whether two triggers of one identity came with the same token."""
-    return (identity.digest if identity.home_by is claims.jti else _jti_digest(claims))[:_JTI_DIGEST_BYTES]
+    if identity.home_by is claims.jti:
+        return identity.digest[:_JTI_DIGEST_BYTES]
+    of_token = _webhook_jti_digest if claims.uses == "many" else _jti_digest
+    return of_token(claims.iss, claims.jti)[:_JTI_DIGEST_BYTES]
 
 
-def _jti_digest(claims: Claims) -> bytes:
-    iss, jti = claims.iss.encode(), claims.jti.encode()
-    return _digest(b"jti%b%b%b%b" % (_LENGTH.pack(len(iss)), iss, _LENGTH.pack(len(jti)), jti))
+def _jti_digest(iss: str, jti: str) -> bytes:
+    return _digest(_prefixed("jti", iss, jti))
+
+
+_webhook_jti_digest: Final = lru_cache(WEBHOOK_JTIS_REMEMBERED)(_jti_digest)
 
 
 def window_end_ms(claims: Claims, window_s: int, appended_at_ms: int, grace_s: int) -> int:

@@ -27,7 +27,7 @@ from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreada
 from app.stream.store import Store, StoreUnusable
 from app.stream.tables import Tables
 from app.stream.topics import Topic
-from app.stream.turn import TURN_BYTES, Behind, Foreign, Handed, Judged, LaneBroken, Turn
+from app.stream.turn import Behind, Foreign, Handed, Judged, LaneBroken, Turn
 from app.telemetry import (
     BATCH_RECORDS,
     COMMIT_SECONDS,
@@ -55,7 +55,7 @@ RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
 FAILURES_MAX: Final = 3  # of an unknown kind, with nothing decided between them
 SWEEP_EVERY_S: Final = 1.0
-SWEEP_RECORDS: Final = 2_000
+SWEEP_RECORDS: Final = 500
 
 
 class State(StrEnum):
@@ -278,13 +278,16 @@ class Lane:
         wrong = self._clock.complaint()
         return None if wrong is None else ("clock", wrong)
 
-    def _fill(self) -> None:
-        """Handoffs are drained before triggers."""
-        limit = self._shared.batch_max_records
+    def _fill(self, limit: int = SLICE_RECORDS) -> None:
+        """Take what the next slice needs and no more: records are judged while they are warm in the cache.
+
+        Handoffs are drained before triggers.
+        """
         self._wake.clear()
         for topic, tail in ((Topic.HANDOFFS, self._handoffs), (Topic.TRIGGERS, self._triggers)):
-            if tail is not None and len(self._queue) < limit:
-                self._queue.extend((topic, r) for r in tail.take(limit - len(self._queue), TURN_BYTES))
+            room = limit - len(self._queue)
+            if tail is not None and room > 0:
+                self._queue.extend([(topic, record) for record in tail.take(room, SLICE_BYTES)])
 
     async def _rest(self) -> None:
         """Nothing to do: sweep a little, and keep the checkpoint abreast of markers and the clock."""
@@ -321,6 +324,8 @@ class Lane:
                     return
                 break  # commit what is decided; what waits gets a turn of its own
             await asyncio.sleep(0)
+            if not self._queue:
+                self._fill(min(SLICE_RECORDS, shared.batch_max_records - turn.records_in))
         if not turn.empty:
             await self._commit(turn)
 

@@ -66,7 +66,8 @@ class Turn:
         self._stamp, self._lane_clock_ms = Stamp(place, now_ms), lane_clock_ms
         self.now_ms = now_ms
         self.overlay: dict[bytes, bytes] = {}
-        self.parts: dict[Partition, list[Out]] = {}
+        self._here: dict[Topic, list[Out]] = {topic: [] for topic in Topic}
+        self._away: dict[int, list[Out]] = {}
         self.presentations: list[Presentation] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.triggers_in = self.handoffs_in = self.handoffs_out = self.foreign = 0
@@ -79,6 +80,10 @@ class Turn:
     @property
     def full(self) -> bool:
         return self._bytes >= TURN_BYTES
+
+    @property
+    def records_in(self) -> int:
+        return self.triggers_in + self.handoffs_in
 
     @property
     def empty(self) -> bool:
@@ -172,7 +177,8 @@ class Turn:
     def _hand_off(self, item: Judged, admitted: Admitted) -> None:
         original, sealed = self._original(item)
         out = outputs.handoff(admitted, original, sealed, self.world.registry_offset, self.world.revocations_offset)
-        self._write(Topic.HANDOFFS, out, admitted.home)
+        self._away.setdefault(admitted.home, []).append(out)
+        self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
         self.handoffs_out += 1
 
     def _answer(
@@ -196,13 +202,15 @@ class Turn:
         trigger = item.result.request.trigger if isinstance(item.result, Admitted | Refused) else None
         return outputs.original(item.record, trigger.unverified_token if trigger else None, self._seal)
 
-    def _write(self, topic: Topic, out: Out, partition: int | None = None) -> None:
-        where = (self._topics[topic], self.lane if partition is None else partition)
-        part = self.parts.get(where)
-        if part is None:
-            part = self.parts[where] = []
-        part.append(out)
+    def _write(self, topic: Topic, out: Out) -> None:
+        self._here[topic].append(out)
         self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
+
+    @property
+    def parts(self) -> dict[Partition, list[Out]]:
+        """What goes where: all to this lane's partitions, but handoffs to their homes'."""
+        here = {(self._topics[topic], self.lane): outs for topic, outs in self._here.items() if outs}
+        return here | {(self._topics[Topic.HANDOFFS], home): outs for home, outs in self._away.items()}
 
     def finish(self, checkpoint: Checkpoint) -> tuple[dict[Partition, list[Out]], Checkpoint]:
         """All records of the transaction with the checkpoint that describes it, after the last assertions."""

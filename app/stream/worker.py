@@ -39,7 +39,6 @@ GAUGES_EVERY_S: Final = 5.0
 STUCK_AFTER_S: Final = 30.0  # a running lane that has not been round its loop for so long is not alive
 NEVER_MS: Final = 2**31 - 1
 KEEP_TOMBSTONES_MS: Final = 86_400_000  # delete.retention.ms of the changelog, Kafka's default
-GC_YOUNG_OBJECTS, GC_MIDDLE, GC_OLD = 50_000, 20, 100
 _STICKY: Final = (StickyPartitionAssignor,)
 
 
@@ -196,6 +195,7 @@ class Worker:
             await self._tell_group()
             if time.monotonic() - gauges_at_s > GAUGES_EVERY_S:
                 gauges_at_s = time.monotonic()
+                gc.collect()
                 for lane in self._mine():
                     lane.gauge()
 
@@ -232,7 +232,7 @@ async def _run(settings: Settings, found: administration.Deployment, index: int)
 
 
 def _quiet_collector() -> None:
-    """Decisions make many short-lived objects and no cycles: let the collector look at them seldom."""
+    """Decisions make many objects and no cycles: the collector looks when there is a moment (`_chores`)."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_YOUNG_OBJECTS, GC_MIDDLE, GC_OLD)
+    gc.disable()
