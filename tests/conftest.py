@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.broker import real_kafka
+
+# The suite asks the same questions every time: a new one that fails belongs into a campaign, not into a build of
+# something else. TOLLGATE_FUZZ=1 asks new ones.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("fuzz", deadline=None)
+settings.load_profile("fuzz" if os.environ.get("TOLLGATE_FUZZ") else "suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
