@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -29,7 +29,7 @@ from app.gate.policy import (
     within_grace,
 )  # fmt: skip
 from app.gate.reasons import Rejected
-from app.gate.token import Claims, KeyWanted, VerifiedToken, verify
+from app.gate.token import Claims, KeyWanted, Signed, VerifiedToken, accept, holds_signature, read_signed
 from app.gate.trigger import Record, Trigger, parse
 
 VERIFIED_MEMO_MAX: Final = 20_000  # webhook tokens, about 2 KiB each; and bearers
@@ -161,31 +161,81 @@ def admit(record: Record, world: World, memo: Memo, *, wait_for_keys: bool = Tru
     `memo` is the world's, or an empty one. With `wait_for_keys` false a kid that a loaded key set lacks is refused
     (`kid_unknown`) instead of held.
     """
+    return admit_all([record], world, memo, wait_for_keys=wait_for_keys)[0]
+
+
+def admit_all(
+    records: Sequence[Record], world: World, memo: Memo, *, wait_for_keys: bool = True
+) -> list[Admitted | Refused | Held]:
+    """The same for some records, in order. Their signatures are checked one after another, nothing between them:
+    that work and the rest of a decision would push each other out of the cache.
+    """
+    opened = [_open(record, world, memo, wait_for_keys) for record in records]
+    checked = [_check(item.signed) if isinstance(item, _Opened) else False for item in opened]
+    return [
+        _judge_opened(item, holds, world, memo) if isinstance(item, _Opened) else item
+        for item, holds in zip(opened, checked, strict=True)
+    ]
+
+
+class _Opened(msgspec.Struct, frozen=True):
+    """A trigger whose token is known, or read as far as its signature."""
+
+    source: Source
+    trigger: Trigger
+    token: VerifiedToken | None
+    signed: Signed | None
+
+
+def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Opened | Refused | Held:
     source = source_at(record.partition, record.offset, record.appended_at_ms)
     try:
-        return _admit(record, source, world, memo, wait_for_keys)
+        # 1 parse
+        trigger = Rejected("batch_too_large") if record.batch_too_large else parse(record)
+        if isinstance(trigger, Rejected):
+            return Refused(Request(source), trigger)
+        # 2 verify, up to the signature
+        token = memo.tokens.get(trigger.unverified_token)
+        if token is not None:
+            return _Opened(source, trigger, token, None)
+        signed = read_signed(trigger.unverified_token, world.ring)
     except Exception as error:
         return Refused(Request(source), internal_deny(error))
-
-
-def _admit(record: Record, source: Source, world: World, memo: Memo, wait_for_keys: bool) -> Admitted | Refused | Held:
-    # 1 parse
-    trigger = Rejected("batch_too_large") if record.batch_too_large else parse(record)
-    if isinstance(trigger, Rejected):
-        return Refused(Request(source), trigger)
-    # 2 verify
-    token = memo.tokens.get(trigger.unverified_token)
-    if token is None:
-        verified = verify(trigger.unverified_token, world.ring, world.audience)
-        if isinstance(verified, Rejected):
-            return Refused(Request(source, trigger), verified)
-        if isinstance(verified, KeyWanted):
-            if verified.kid is None or wait_for_keys:
-                return Held(Request(source, trigger), verified)
+    match signed:
+        case Signed():
+            return _Opened(source, trigger, None, signed)
+        case Rejected():
+            return Refused(Request(source, trigger), signed)
+        case KeyWanted():
+            if signed.kid is None or wait_for_keys:
+                return Held(Request(source, trigger), signed)
             return Refused(Request(source, trigger), Rejected("kid_unknown"))
-        token = verified
-        memo.keep(trigger.unverified_token, token)
-    return _judge(source, trigger, token, world, memo)
+
+
+def _check(signed: Signed | None) -> bool | Exception:
+    try:
+        return signed is not None and holds_signature(signed)
+    except Exception as error:
+        return error
+
+
+def _judge_opened(opened: _Opened, holds: bool | Exception, world: World, memo: Memo) -> Admitted | Refused:
+    request = Request(opened.source, opened.trigger)
+    if isinstance(holds, Exception):
+        return Refused(request, internal_deny(holds))
+    try:
+        token = opened.token
+        if token is None:
+            if opened.signed is None:
+                raise AssertionError("neither a token nor one to verify")
+            verified = accept(opened.signed, holds, world.audience)
+            if isinstance(verified, Rejected):
+                return Refused(request, verified)
+            token = verified
+            memo.keep(opened.trigger.unverified_token, token)
+        return _judge(opened.source, opened.trigger, token, world, memo)
+    except Exception as error:
+        return Refused(request, internal_deny(error))
 
 
 def readmit(
