@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+import msgspec
+from msgspec import Meta
 
 from app.gate import limits
 
@@ -29,90 +25,93 @@ class ConfigError(Exception):
     """A setting is wrong; the message is one sentence that says which and what to do."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """One table of the settings."""
 
 
-class Kafka(_Section):
+def about(text: str = "", **bounds: Any) -> Meta:
+    """What is said of a setting beside its type, and what it may be."""
+    return Meta(description=text, **bounds)
+
+
+File = Path | None
+
+
+class Kafka(Section, frozen=True):
     """How to reach the cluster."""
 
-    bootstrap: str = Field("localhost:9092", description="host:port[,host:port…] of the brokers")
-    prefix: str = Field("tollgate.", pattern=r"^[a-zA-Z0-9._-]{1,100}$", description="of topics and transactional ids")
+    bootstrap: Annotated[str, about("host:port[,host:port…] of the brokers")] = "localhost:9092"
+    prefix: Annotated[str, about("of topics and transactional ids", pattern=r"^[a-zA-Z0-9._-]{1,100}\Z")] = "tollgate."
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     sasl_username: str | None = None
-    sasl_password_file: Path | None = Field(None, description="file that holds the password; never the password")
-    ssl_cafile: Path | None = Field(None, description="PEM of the authorities to trust; default the system's")
-    ssl_certfile: Path | None = Field(None, description="PEM of our certificate, for mutual TLS")
-    ssl_keyfile: Path | None = Field(None, description="PEM of our private key, for mutual TLS")
+    sasl_password_file: Annotated[File, about("file that holds the password; never the password")] = None
+    ssl_cafile: Annotated[File, about("PEM of the authorities to trust; default the system's")] = None
+    ssl_certfile: Annotated[File, about("PEM of our certificate, for mutual TLS")] = None
+    ssl_keyfile: Annotated[File, about("PEM of our private key, for mutual TLS")] = None
     client_id: str = "tollgate"
-    request_timeout_ms: Annotated[int, Field(ge=1_000, le=300_000)] = 15_000
+    request_timeout_ms: Annotated[int, about(ge=1_000, le=300_000)] = 15_000
 
 
-class Gate(_Section):
+class Gate(Section, frozen=True):
     """How triggers are decided."""
 
-    audience: str | None = Field(None, description="the aud of our tokens; default `tollgate:{prefix}`")
-    grace_s: Annotated[int, Field(ge=0, le=600)] = limits.GRACE_S
-    queue_age_cap_s: Annotated[int, Field(ge=60, le=7 * 86_400)] = limits.QUEUE_AGE_CAP_S
-    max_staleness_ms: Annotated[int, Field(ge=300, le=60_000)] = 1_000
-    clock_tolerance_s: Annotated[int, Field(ge=1, le=3_600)] = 60
-    state_dir: Path = Field(Path(".tollgate/state"), description="local stores; may be deleted when the gate is down")
-    workers: Annotated[int, Field(ge=0, le=256)] = Field(0, description="processes; 0 is one per core")
-    group: str = Field("gate", description="consumer group, after the prefix")
-    session_timeout_ms: Annotated[int, Field(ge=1_000, le=300_000)] = 10_000
-    transaction_timeout_ms: Annotated[int, Field(ge=1_000, le=900_000)] = 10_000
-    batch_max_records: Annotated[int, Field(ge=1, le=100_000)] = 2_000
-    expanded_batch_max_bytes: Annotated[int, Field(ge=1 << 20, le=256 << 20)] = 8 << 20
-    compression: Literal["none", "lz4", "zstd"] = Field("lz4", description="of what the gate writes")
-    sealing_key: Path | None = Field(None, description="ops' public key (JWK, EC P-256) that seals dead tokens")
-    jwks_refresh_s: Annotated[float, Field(ge=0.1, le=86_400)] = Field(300, description="of an HTTPS JWK Set")
-    jwks_refetch_floor_s: Annotated[float, Field(ge=0.1, le=3_600)] = Field(
-        30, description="between two fetches for unknown kids of one issuer"
-    )
-    jwks_max_stale_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = Field(
-        86_400, description="how long the last good set is used when its source fails; then the lanes hold"
-    )
-    jwks_cafile: Path | None = Field(None, description="PEM of the authority of the JWK Sets' servers")
-    insecure_dev_hs256: Path | None = Field(
-        None, description="development only: file with a shared secret (≥ 32 bytes); loopback brokers only"
-    )
+    audience: Annotated[str | None, about("the aud of our tokens; default `tollgate:{prefix}`")] = None
+    grace_s: Annotated[int, about(ge=0, le=600)] = limits.GRACE_S
+    queue_age_cap_s: Annotated[int, about(ge=60, le=7 * 86_400)] = limits.QUEUE_AGE_CAP_S
+    max_staleness_ms: Annotated[int, about(ge=300, le=60_000)] = 1_000
+    clock_tolerance_s: Annotated[int, about(ge=1, le=3_600)] = 60
+    state_dir: Annotated[Path, about("local stores; may be deleted when the gate is down")] = Path(".tollgate/state")
+    workers: Annotated[int, about("processes; 0 is one per core", ge=0, le=256)] = 0
+    group: Annotated[str, about("consumer group, after the prefix")] = "gate"
+    session_timeout_ms: Annotated[int, about(ge=1_000, le=300_000)] = 10_000
+    transaction_timeout_ms: Annotated[int, about(ge=1_000, le=900_000)] = 10_000
+    batch_max_records: Annotated[int, about(ge=1, le=100_000)] = 2_000
+    expanded_batch_max_bytes: Annotated[int, about(ge=1 << 20, le=256 << 20)] = 8 << 20
+    compression: Annotated[Literal["none", "lz4", "zstd"], about("of what the gate writes")] = "lz4"
+    sealing_key: Annotated[File, about("ops' public key (JWK, EC P-256) that seals dead tokens")] = None
+    jwks_refresh_s: Annotated[float, about("of an HTTPS JWK Set", ge=0.1, le=86_400)] = 300
+    jwks_refetch_floor_s: Annotated[
+        float, about("between two fetches for unknown kids of one issuer", ge=0.1, le=3_600)
+    ] = 30
+    jwks_max_stale_s: Annotated[
+        float,
+        about("how long the last good set is used when its source fails; then the lanes hold", ge=1, le=30 * 86_400),
+    ] = 86_400
+    jwks_cafile: Annotated[File, about("PEM of the authority of the JWK Sets' servers")] = None
+    insecure_dev_hs256: Annotated[
+        File, about("development only: file with a shared secret (≥ 32 bytes); loopback brokers only")
+    ] = None
 
 
-class Issuer(_Section):
+class Issuer(Section, frozen=True):
     """How tokens are made."""
 
-    issuer: str = Field("https://issuer.localhost", description="the iss of tokens we make")
-    keys_dir: Path = Field(Path(".tollgate/keys"), description="private keys, mode 0700")
-    jwks_file: Path = Field(Path(".tollgate/jwks.json"), description="where `tollgate keys` writes the public JWK Set")
+    issuer: Annotated[str, about("the iss of tokens we make")] = "https://issuer.localhost"
+    keys_dir: Annotated[Path, about("private keys, mode 0700")] = Path(".tollgate/keys")
+    jwks_file: Annotated[Path, about("where `tollgate keys` writes the public JWK Set")] = Path(".tollgate/jwks.json")
     org_id: str = "dev"
     subject: str = "service:cli"
 
 
-class Telemetry(_Section):
+class Telemetry(Section, frozen=True):
     """What the gate tells about itself."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = Field(
-        9464, description="of the first worker; the next take the next"
-    )
+    port: Annotated[int, about("of the first worker; the next take the next", ge=0, le=65_535)] = 9464
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
+    log_format: Annotated[Literal["auto", "json", "console"], about("auto: console on a terminal, else JSON")] = "auto"
 
 
-class Local(_Section):
+class Local(Section, frozen=True):
     """The local Kafka of `tollgate up` and `tollgate broker`."""
 
     data_dir: Path = Path(".tollgate/kafka")
-    cache_dir: Path | None = Field(None, description="of Kafka's jars; default the user's cache directory")
+    cache_dir: Annotated[File, about("of Kafka's jars; default the user's cache directory")] = None
 
 
-class Settings(BaseSettings):
+class Settings(Section, frozen=True):
     """All settings of a process."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="TOLLGATE_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
-    )
 
     kafka: Kafka = Kafka()
     gate: Gate = Gate()
@@ -125,21 +124,30 @@ class Settings(BaseSettings):
         """The aud a token must have: configured, else derived from the prefix, so that it names this deployment."""
         return self.gate.audience or f"tollgate:{self.kafka.prefix}"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - no dot-env file: one file is enough
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = Path(os.environ.get("TOLLGATE_CONFIG", CONFIG_FILE))
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path))
+
+class Setting(NamedTuple):
+    """One setting as documentation shows it."""
+
+    section: str
+    name: str
+    default: Any
+    about: str
 
 
+def every() -> Iterator[Setting]:
+    """All settings there are, in order."""
+    for section, kind in _SECTIONS.items():
+        for field in msgspec.structs.fields(kind):
+            said = [part.description for part in get_args(field.type) if isinstance(part, Meta)]
+            yield Setting(section, field.name, field.default, said[0] or "" if said else "")
+
+
+Given = dict[str, dict[str, Any]]  # section → setting → value, as one source says it
+
+_SECTIONS: Final[dict[str, type[Section]]] = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 # Short names for what is set on almost every command.
 _SHORT_ENV: Final = {"TOLLGATE_BOOTSTRAP": ("kafka", "bootstrap"), "TOLLGATE_PREFIX": ("kafka", "prefix")}
+_SEE: Final = "see `tollgate --help` and the README's table of settings"
 
 
 def load(**overrides: Any) -> Settings:
@@ -147,47 +155,92 @@ def load(**overrides: Any) -> Settings:
 
     Raises ConfigError, whose message names the setting, the value found and what is wrong with it.
     """
-    given: dict[str, dict[str, Any]] = {}
+    given: Given = {section: {} for section in _SECTIONS}
+    for source in (_from_file(), _from_environment(), _from_arguments(overrides)):  # the later is the stronger
+        for section, values in source.items():
+            given[section] |= values
+    return Settings(**{section: _made(section, given[section]) for section in _SECTIONS})
+
+
+def _from_file() -> Given:
+    named = os.environ.get("TOLLGATE_CONFIG")
+    file = Path(named or CONFIG_FILE)
+    if not file.is_file():
+        if named:
+            raise ConfigError(f"TOLLGATE_CONFIG names {file}, which is not there")
+        return {}
+    try:
+        read = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    for section, values in read.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: {section} is no section; settings stand in [kafka], [gate] and so on")
+        if section not in _SECTIONS:
+            raise ConfigError(f"setting {section} is not a setting; {_SEE}")
+    return read
+
+
+def _from_environment() -> Given:
+    """TOLLGATE_KAFKA__BOOTSTRAPP must not be passed over in silence; names outside our sections are not ours."""
+    given: Given = {section: {} for section in _SECTIONS}
     for variable, (section, name) in _SHORT_ENV.items():
-        if variable in os.environ and f"TOLLGATE_{section.upper()}__{name.upper()}" not in os.environ:
-            given.setdefault(section, {})[name] = os.environ[variable]
+        if variable in os.environ:
+            given[section][name] = os.environ[variable]
+    for variable, value in os.environ.items():
+        if variable.startswith("TOLLGATE_") and "__" in variable:
+            section, _, name = variable.removeprefix("TOLLGATE_").lower().partition("__")
+            if section not in _SECTIONS or name not in _SECTIONS[section].__struct_fields__:
+                raise ConfigError(f"{variable} in the environment is not a setting; see the README's table of settings")
+            given[section][name] = value
+    return given
+
+
+def _from_arguments(overrides: Mapping[str, Any]) -> Given:
+    given: Given = {section: {} for section in _SECTIONS}
     for path, value in overrides.items():
         if value is not None:
             section, _, name = path.partition("__")
-            given.setdefault(section, {})[name] = value
-    config = os.environ.get("TOLLGATE_CONFIG")
-    if config and not Path(config).is_file():
-        raise ConfigError(f"TOLLGATE_CONFIG names {config}, which is not there")
-    _refuse_unknown_environment()
-    _refuse_sections_that_are_none(Path(config or CONFIG_FILE))
-    try:
-        return Settings(**given)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = "is not a setting" if first["type"] == "extra_forbidden" else f"is {first['input']!r}: {first['msg']}"
-        raise ConfigError(f"setting {where} {what}; see `tollgate --help` and the README's table of settings") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{config or CONFIG_FILE} cannot be read: {error}") from None
+            given[section][name] = value
+    return given
 
 
-def _refuse_sections_that_are_none(file: Path) -> None:
-    """`gate = 3` would be passed over in silence where the environment sets something of that section."""
-    try:
-        read = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    for name, section in read.items():
-        if not isinstance(section, dict):
-            raise ConfigError(f"{file}: {name} is no section; settings stand in [kafka], [gate] and so on")
+def _made(section: str, given: Mapping[str, Any]) -> Any:
+    """One section, each of its values judged. Raises ConfigError."""
+    kind = _SECTIONS[section]
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    made = {}
+    for name, value in given.items():
+        if name not in types:
+            raise ConfigError(f"setting {section}.{name} is not a setting; {_SEE}")
+        try:
+            made[name] = msgspec.convert(value, types[name], strict=False, dec_hook=_path)
+        except msgspec.ValidationError:
+            needed = _needed(types[name])
+            raise ConfigError(f"setting {section}.{name} is {value!r}, and has to be {needed}; {_SEE}") from None
+    return kind(**made)
 
 
-def _refuse_unknown_environment() -> None:
-    """TOLLGATE_KAFKA__BOOTSTRAPP must not be passed over in silence; names outside our sections are not ours."""
-    for variable in os.environ:
-        if not variable.startswith("TOLLGATE_") or "__" not in variable:
-            continue
-        section, _, name = variable.removeprefix("TOLLGATE_").lower().partition("__")
-        field = Settings.model_fields.get(section)
-        if field is None or name not in getattr(field.annotation, "model_fields", {}):
-            raise ConfigError(f"{variable} in the environment is not a setting; see the README's table of settings")
+def _path(kind: type, value: Any) -> Any:
+    if kind is not Path or not isinstance(value, str | Path):
+        raise TypeError
+    return Path(value)
+
+
+_WORDS: Final = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
+
+
+def _needed(kind: Any) -> str:
+    """What a setting of this type may be."""
+    metas = [part for part in get_args(kind) if isinstance(part, Meta)]
+    if metas:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    word = next(word for known, word in _WORDS.items() if known in (kind, *get_args(kind)))
+    for meta in metas:
+        if meta.ge is not None:
+            word += f" from {meta.ge} to {meta.le}"
+        if meta.pattern is not None:
+            word += f" that matches {meta.pattern}"
+    return word

@@ -1,13 +1,14 @@
-"""Every metric, log event and header name, once, and how a process logs. Never a token in any of them."""
+"""Every metric, log event (`logs.py`) and header name, once. Never a token in any of them."""
 
 from __future__ import annotations
 
-import logging
-import sys
-from typing import Any, Final
+from typing import Final
 
-import structlog
 from prometheus_client import Counter, Gauge, Histogram
+
+from app.logs import Event, log
+
+__all__ = ["Event", "log"]
 
 # ── metrics ──
 # Labels hold our own codes and lane numbers only: a stranger's text never becomes a label.
@@ -40,56 +41,3 @@ JWKS_AGE: Final = Gauge("tollgate_jwks_age_seconds", "Age of an issuer's key set
 # ── headers ──
 H_AUTHORIZATION: Final = "authorization"
 H_TRACEPARENT: Final = "traceparent"
-
-
-class Event:
-    """Names of log events. Stable: alerts and tests rely on them."""
-
-    GATE_STARTED: Final = "gate_started"
-    GATE_STOPPED: Final = "gate_stopped"
-    WORKER_EXITED: Final = "worker_exited"
-    LANE_TAKEN: Final = "lane_taken"
-    LANE_RELEASED: Final = "lane_released"
-    LANE_FENCED: Final = "lane_fenced"
-    LANE_HELD: Final = "lane_held"
-    LANE_RESUMED: Final = "lane_resumed"
-    LANE_RETRY: Final = "lane_retry"
-    LANE_STOPPED: Final = "lane_stopped"
-    STORE_WIPED: Final = "store_wiped"
-    STORE_LOCKED: Final = "store_locked"
-    RESTORED: Final = "restored"
-    COMMIT_UNKNOWN: Final = "commit_unknown"
-    INTERNAL_DENY: Final = "internal_deny"
-    TABLE_RECORD_BAD: Final = "table_record_bad"
-    TABLE_LOADED: Final = "table_loaded"
-    JWKS_LOADED: Final = "jwks_loaded"
-    JWKS_FAILED: Final = "jwks_failed"
-    INSECURE_HS256: Final = "insecure_hs256"
-    BATCH_TOO_LARGE: Final = "batch_too_large"
-    HANDOFF_FOREIGN: Final = "handoff_foreign"
-    FETCH_FAILED: Final = "fetch_failed"
-
-
-def configure_logging(level: str = "info", log_format: str = "auto") -> None:
-    """Structured logs to stderr: JSON for machines, coloured lines on a terminal."""
-    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
-    number = getattr(logging, level.upper())
-    processors: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    processors.append(structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer())
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    # The clients log through the standard library; what they say of connections is worth a line, no more.
-    logging.basicConfig(stream=sys.stderr, level=max(number, logging.WARNING), format="%(message)s", force=True)
-    logging.getLogger("aiokafka").setLevel(logging.ERROR if number > logging.DEBUG else logging.INFO)
-
-
-log: Any = structlog.get_logger("tollgate")

@@ -89,11 +89,14 @@ class JwksFollower:
         self._refresh_s = gate.jwks_refresh_s
         self._floor_s = gate.jwks_refetch_floor_s
         self._max_stale_s = gate.jwks_max_stale_s
-        self._tls = _tls(gate.jwks_cafile)
+        self._cafile = gate.jwks_cafile
+        if self._cafile is not None:
+            _tls(self._cafile)  # a wrong setting stops the start, not the first fetch
         secret = load_dev_secret(settings)
         self._dev_key: VerificationKey | None = None if secret is None else dev_key(secret)
         self._sources: dict[str, _Source] = {}
         self._client: httpx.AsyncClient | None = None
+        self._opening = asyncio.Lock()
         self._started = False
         self.ring: KeyRing = {}
         self.version = 0
@@ -243,16 +246,12 @@ class JwksFollower:
         parts = urlsplit(url)
         if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
             raise JWKSUnavailable("a JWK Set is fetched over https:// only")
+        async with self._opening:
+            if self._client is None:
+                # In a thread: the library and the system's authorities take a while, and no lane waits for them.
+                self._client = await asyncio.to_thread(_https_client, self._cafile)
         import httpx
 
-        if self._client is None:
-            self._client = httpx.AsyncClient(
-                verify=self._tls,
-                follow_redirects=False,  # a redirect would move the root of trust
-                timeout=FETCH_TIMEOUT_S,
-                trust_env=False,  # no proxy, no .netrc
-                headers={"accept": "application/jwk-set+json, application/json", "accept-encoding": "identity"},
-            )
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S), self._client.stream("GET", url) as response:
                 if response.status_code != httpx.codes.OK:
@@ -334,6 +333,18 @@ def _read_changed(path: Path, known: tuple[int, ...] | None) -> tuple[tuple[int,
             return signature, file.read(limits.JWKS_MAX_BYTES + 1)
     except OSError as error:
         raise JWKSUnavailable(f"{path}: {error.strerror}") from None
+
+
+def _https_client(cafile: Path | None) -> httpx.AsyncClient:
+    import httpx  # by those alone whose issuers publish over HTTPS
+
+    return httpx.AsyncClient(
+        verify=_tls(cafile),
+        follow_redirects=False,  # a redirect would move the root of trust
+        timeout=FETCH_TIMEOUT_S,
+        trust_env=False,  # no proxy, no .netrc
+        headers={"accept": "application/jwk-set+json, application/json", "accept-encoding": "identity"},
+    )
 
 
 def _tls(cafile: Path | None) -> ssl.SSLContext:

@@ -60,14 +60,12 @@ def commands() -> list[str]:
 
 
 def settings() -> list[str]:
-    from app.config import Settings
+    from app import config
 
     rows = ["| setting | default | |", "|---|---|---|"]
-    for section, field in Settings.model_fields.items():
-        model: Any = field.annotation
-        for name, inner in model.model_fields.items():
-            default = "" if inner.default is None else str(inner.default)
-            rows.append(f"| `{section}.{name}` | {f'`{default}`' if default else ''} | {inner.description or ''} |")
+    for section, name, default, about in config.every():
+        shown = "" if default is None else f"`{default}`"
+        rows.append(f"| `{section}.{name}` | {shown} | {about} |")
     return rows
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from app.cli import common
 from app.cli.common import Bootstrap, Output, Prefix
@@ -189,24 +189,18 @@ async def _registry_and_keys(settings: Settings) -> Iterator[Row]:
 
 async def _key_sets(settings: Settings, rules: Mapping[str, Any]) -> list[Row]:
     """Load each issuer's set here and now, as a gate on this machine would."""
-    import structlog
-
+    from app.logs import log
     from app.trust import JwksFollower
 
-    failures: dict[str, str] = {}
-
-    def collect(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> NoReturn:
-        if "issuer" in event and "why" in event:
-            failures[event["issuer"]] = str(event["why"])
-        raise structlog.DropEvent
-
-    structlog.configure(processors=[collect])
-    follower = JwksFollower(settings)
-    follower.follow(rules)
-    started = time.monotonic()
-    await follower.start()
-    took_s = time.monotonic() - started
-    await follower.stop()
+    told: list[dict[str, Any]] = []
+    with log.into(told):
+        follower = JwksFollower(settings)
+        follower.follow(rules)
+        started = time.monotonic()
+        await follower.start()
+        took_s = time.monotonic() - started
+        await follower.stop()
+    failures = {entry["issuer"]: entry["why"] for entry in told if "issuer" in entry and "why" in entry}
     rows = []
     for issuer, rule in rules.items():
         keys = follower.ring.get(issuer)

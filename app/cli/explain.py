@@ -35,8 +35,8 @@ def explain(
 
     Example: tollgate explain 3-1042
     """
+    from app.logs import configure_logging
     from app.stream.inquiry import NoSuchRecord, inquire
-    from app.telemetry import configure_logging
 
     settings = common.settings_of(bootstrap, prefix)
     configure_logging("error")

@@ -27,8 +27,8 @@ def gate(
 
     Example: tollgate gate --workers 2
     """
+    from app.logs import configure_logging
     from app.stream import supervisor
-    from app.telemetry import configure_logging
 
     settings = common.settings_of(bootstrap, prefix, gate__workers=workers)
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)

@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from app.config import Settings
 from app.local import tether
-from app.stream.worker import run_worker
-from app.telemetry import Event, log
+from app.logs import Event, log
 
 RESTARTS_MAX: Final = 3  # of one worker within the window; then the gate stops and says so
 RESTART_WINDOW_S: Final = 60.0
@@ -30,12 +30,30 @@ def run(settings: Settings) -> int:
     """Run the gate until SIGTERM or SIGINT. Returns the exit code: 0, or that of a worker that could not go on."""
     workers = settings.gate.workers or os.cpu_count() or 1
     if INDEX_VARIABLE in os.environ:
-        run_worker(settings, int(os.environ[INDEX_VARIABLE]))
+        _work(settings, int(os.environ[INDEX_VARIABLE]))
         return 0
     if workers == 1:
-        run_worker(settings)
+        _work(settings, 0)
         return 0
     return _Workers(workers).run()
+
+
+def _work(settings: Settings, index: int) -> None:
+    """Check the topics, then be a worker until told to stop.
+
+    Raises TopicsError where a topic breaks a guarantee, ConfigError, KafkaException or KafkaError.
+    """
+    # Imported here: who only supervises needs none of it. And a restart is to decide within a second of the process's
+    # start, so the check, which mostly waits for the broker, does so while the rest of the worker is imported.
+    from app.stream import administration
+
+    with ThreadPoolExecutor(1) as pool:
+        checking = pool.submit(administration.check, settings)
+        from app.stream import worker
+    checked = checking.result()
+    if checked.deployment is None or checked.fatal:
+        raise administration.TopicsError(checked.complaint)
+    worker.run(settings, checked.deployment, index)
 
 
 class _Workers:

@@ -22,7 +22,8 @@ from aiokafka.errors import KafkaError
 from app import __version__
 from app.config import Settings
 from app.gate.outputs import Place
-from app.stream import administration
+from app.logs import Event, log
+from app.stream import topic_check
 from app.stream.cluster import Cluster
 from app.stream.connect import client_options
 from app.stream.inquiry import empty_world
@@ -31,7 +32,6 @@ from app.stream.probes import Probes
 from app.stream.sealing import sealer_from
 from app.stream.tables import Tables
 from app.stream.topics import Topic
-from app.telemetry import Event, log
 from app.trust import JwksFollower
 
 GROUP_OFFSETS_EVERY_S: Final = 1.0
@@ -45,7 +45,7 @@ _STICKY: Final = (StickyPartitionAssignor,)
 class Worker:
     """Owns the cluster connection, the tables and the lanes of this process."""
 
-    def __init__(self, settings: Settings, found: administration.Deployment, index: int) -> None:
+    def __init__(self, settings: Settings, found: topic_check.Deployment, index: int) -> None:
         self._settings, self._found, self._index = settings, found, index
         prefix = settings.kafka.prefix
         names = {topic: topic.named(prefix) for topic in Topic}
@@ -216,18 +216,12 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._worker.assigned({partition.partition for partition in assigned})
 
 
-def run_worker(settings: Settings, index: int = 0) -> None:
-    """Check the topics, then work until told to stop.
-
-    Raises TopicsError where a topic breaks a guarantee, ConfigError, KafkaException or KafkaError.
-    """
-    checked = administration.check(settings)
-    if checked.deployment is None or checked.fatal:
-        raise administration.TopicsError(checked.complaint)
-    asyncio.run(_run(settings, checked.deployment, index))
+def run(settings: Settings, found: topic_check.Deployment, index: int) -> None:
+    """Work on topics that were found right, until told to stop. Raises ConfigError or KafkaError."""
+    asyncio.run(_run(settings, found, index))
 
 
-async def _run(settings: Settings, found: administration.Deployment, index: int) -> None:
+async def _run(settings: Settings, found: topic_check.Deployment, index: int) -> None:
     await Worker(settings, found, index).run()  # aiokafka's client wants to be made within the loop
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
+from app.logs import log
 from tests.support.deployments import Deployment
 
 LANES = 48
@@ -30,5 +30,6 @@ def state_dir(tmp_path: Path) -> Path:
 def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """The events logged during a test."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    with structlog.testing.capture_logs() as events:
+    events: list[dict[str, Any]] = []
+    with log.into(events):
         yield events

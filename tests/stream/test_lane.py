@@ -409,7 +409,7 @@ async def test_a_lane_whose_id_is_taken_by_another_is_fenced_and_taken_again_wit
     events = [event["event"] for event in logged]
     assert events.count("lane_fenced") == 3
     assert "lane_stopped" not in events
-    assert not [event for event in logged if event["log_level"] in {"warning", "error"}]
+    assert not [event for event in logged if event["level"] in {"warning", "error"}]
 
 
 @pytest.mark.parametrize("side", Side)

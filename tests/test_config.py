@@ -1,0 +1,81 @@
+"""Settings: who wins, what is refused, and by which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app import config
+from app.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_sources_every_setting_has_its_default() -> None:
+    settings = config.load()
+    assert settings == config.Settings()
+    assert settings.audience == "tollgate:tollgate."
+
+
+def test_an_argument_wins_over_the_environment_and_that_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tollgate.toml").write_text('[kafka]\nprefix = "file."\nbootstrap = "file:1"\nclient_id = "file"\n')
+    monkeypatch.setenv("TOLLGATE_PREFIX", "short.")
+    monkeypatch.setenv("TOLLGATE_KAFKA__BOOTSTRAP", "long:1")
+    monkeypatch.setenv("TOLLGATE_BOOTSTRAP", "short:1")
+    kafka = config.load(kafka__prefix="argument.", kafka__bootstrap=None).kafka
+    assert (kafka.prefix, kafka.bootstrap, kafka.client_id) == ("argument.", "long:1", "file")
+
+
+def test_texts_of_the_environment_become_what_the_setting_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLGATE_GATE__GRACE_S", "30")
+    monkeypatch.setenv("TOLLGATE_GATE__JWKS_REFRESH_S", "0.5")
+    monkeypatch.setenv("TOLLGATE_GATE__STATE_DIR", "/var/lib/here")
+    monkeypatch.setenv("TOLLGATE_GATE__SEALING_KEY", "key.jwk")
+    gate = config.load().gate
+    assert (gate.grace_s, gate.jwks_refresh_s) == (30, 0.5)
+    assert (gate.state_dir, gate.sealing_key) == (Path("/var/lib/here"), Path("key.jwk"))
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("[gate]\ngrace = 3", ("gate.grace", "not a setting")),
+        ("[gates]\n", ("gates", "not a setting")),
+        ("gate = 3", ("gate", "no section")),
+        ("[gate", ("tollgate.toml", "cannot be read")),
+        ("[gate]\ngrace_s = true", ("gate.grace_s", "True", "an integer from 0 to 600")),
+        ("[gate]\nworkers = 257", ("gate.workers", "257", "an integer from 0 to 256")),
+        ("[gate]\njwks_refresh_s = nan", ("gate.jwks_refresh_s", "nan", "a number from 0.1 to 86400")),
+        ("[gate]\ncompression = 'gzip'", ("gate.compression", "gzip", "none, lz4, zstd")),
+        ("[gate]\nstate_dir = 5", ("gate.state_dir", "5", "a path")),
+        ("[kafka]\nprefix = 'a b'", ("kafka.prefix", "a b", "a text that matches")),
+        ('[kafka]\nprefix = "a\\n"', ("kafka.prefix", "a text that matches")),
+        ("[kafka]\nclient_id = 5", ("kafka.client_id", "5", "a text")),
+    ],
+)
+def test_a_setting_that_is_wrong_is_named_with_what_it_may_be(toml: str, words: tuple[str, ...]) -> None:
+    Path("tollgate.toml").write_text(toml)
+    with pytest.raises(ConfigError) as refused:
+        config.load()
+    assert [word for word in words if word not in str(refused.value)] == []
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variable", ["TOLLGATE_GATE__GRACES", "TOLLGATE_GATES__GRACE_S"])
+def test_a_misspelt_variable_is_refused_and_one_of_others_is_not(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv("TOLLGATE_ROOT", "/not/ours")
+    config.load()
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ConfigError, match=variable):
+        config.load()
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(AttributeError):
+        config.load().gate.grace_s = 0  # type: ignore[misc]
