@@ -21,13 +21,15 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from app.config import Kafka
 from app.gate.trigger import Record
+from app.logs import Event, log
 from app.stream import batch
 from app.stream.connect import client_options
 from app.stream.log import OffsetGone, Partition, ReadRecord, Unreadable, Watermarks, Writer
 from app.stream.transaction import KafkaWriter
-from app.telemetry import Event, log
 
 FETCH_WAIT_MS: Final = 100  # also how long a new partition may wait for its first poll
+SETTLING_S: Final = 1.0  # after a partition was followed others follow soon: a gate starts, or takes lanes over
+SETTLING_WAIT_MS: Final = 10
 FETCH_PARTITION_BYTES: Final = 1 << 20
 FETCH_BYTES: Final = 8 << 20
 BUFFER_BYTES: Final = 2 << 20  # per followed partition, as fetched
@@ -80,6 +82,7 @@ class Cluster:
         self._tails: dict[Partition, KafkaTail] = {}
         self._pollers: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._followed_at_s = float("-inf")
 
     async def start(self) -> None:
         """Raises KafkaError when no broker answers."""
@@ -172,6 +175,7 @@ class Cluster:
     def follow(self, partition: Partition, position: int, wake: asyncio.Event) -> KafkaTail:
         tail = KafkaTail(self, partition, position, wake, self._max_batch_bytes)
         self._tails[partition] = tail
+        self._followed_at_s = time.monotonic()
         self._poll_all()
         return tail
 
@@ -221,8 +225,9 @@ class Cluster:
         topics: dict[str, list[tuple[int, int, int]]] = {}
         for (topic, number), tail in asked.items():
             topics.setdefault(topic, []).append((number, tail.fetched, FETCH_PARTITION_BYTES))
-        request = FetchRequest(FETCH_WAIT_MS, 1, FETCH_BYTES, _READ_COMMITTED, list(topics.items()))
         sent_at_s = time.monotonic()
+        wait_ms = SETTLING_WAIT_MS if sent_at_s - self._followed_at_s < SETTLING_S else FETCH_WAIT_MS
+        request = FetchRequest(wait_ms, 1, FETCH_BYTES, _READ_COMMITTED, list(topics.items()))
         response = await self._client.send(node, request, group="fetch")
         moved = False
         for topic, rows in response.topics:
