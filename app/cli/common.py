@@ -5,7 +5,6 @@ stdout is data, stderr is talk. Imports here stay light: every command pays for 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -71,11 +70,15 @@ Output = Annotated[
 
 
 def new_app(**options: Any) -> typer.Typer:
-    """A Typer app as all of ours are: short help names, no completion options in every help text."""
+    """A Typer app as all of ours are: short help names, no completion options in every help text.
+
+    Help is plain text: loading the library for boxes and colours takes as long as all the rest.
+    """
     return typer.Typer(
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
         **options,
     )
@@ -189,6 +192,7 @@ _reached: Final[list[str]] = []  # the brokers this process was told of: errors 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work`; Ctrl-C and SIGTERM cancel it, so that its `finally` blocks close what is open, then exit 130."""
+    import asyncio  # a fifth of what `--help` would take
 
     async def cancellable() -> T:
         task = asyncio.current_task()

@@ -107,7 +107,7 @@ def emit(
     Exits 0 when accepted or a duplicate, 3 when some were rejected,
     124 when a receipt did not come in time.
 
-    Example: tollgate emit reports/nightly --param region=eu --token-file t.jwt --wait
+    Example: tollgate emit reports/nightly --param n=1 --token-file t.jwt --wait
     """
     settings = common.settings_of(bootstrap, prefix)
     tokens = read_tokens(token_file)

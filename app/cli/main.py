@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from itertools import groupby
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
@@ -25,7 +26,7 @@ class Command(NamedTuple):
     name: str
     module: str
     help: str
-    panel: str
+    heading: str
     held: str = "app"
 
 
@@ -50,7 +51,11 @@ COMMANDS: Final = (
 _BY_NAME: Final = {command.name: command for command in COMMANDS}
 
 # Subcommands that live in another module than their group: (group, name) → module, name in it.
-ELSEWHERE: Final = {("jobs", "tail"): ("app.cli.read", "jobs_tail")}
+ELSEWHERE: Final = {
+    ("jobs", "tail"): ("app.cli.read", "jobs_tail"),
+    ("audit", "verify"): ("app.cli.audit_chain", "verify"),
+    ("token", "revoke"): ("app.cli.revoke", "revoke"),
+}
 
 
 class _Commands(TyperGroup):
@@ -60,6 +65,12 @@ class _Commands(TyperGroup):
         if args and args[0] in _BY_NAME:
             self.commands[args[0]] = _load(_BY_NAME[args[0]])
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - called by Typer
+        width = max(map(len, _BY_NAME))
+        for heading, commands in groupby(COMMANDS, key=lambda command: command.heading):
+            with formatter.section(heading):
+                formatter.write_dl([(command.name.ljust(width), command.help) for command in commands])
 
 
 def _load(command: Command) -> Any:
@@ -113,7 +124,7 @@ def build() -> Any:
     app = common.new_app(name="tollgate", cls=_Commands)
     app.callback()(_root)
     for command in COMMANDS:
-        app.command(command.name, help=command.help, rich_help_panel=command.panel)(_stub)
+        app.command(command.name)(_stub)
     return typer.main.get_command(app)
 
 

@@ -108,7 +108,7 @@ def accept_gap(
     A lane whose position lies outside its topic stops by name instead of guessing. This takes the lane's lock, sets its
     position to the first record there is, and writes that to the audit.
 
-    Example: tollgate topics accept-gap 3 --reason "retention was too short last night" --yes
+    Example: tollgate topics accept-gap 3 --reason "retention too short" --yes
     """
     import getpass
 

@@ -26,7 +26,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 def test_the_help_names_every_command(env: dict[str, str]) -> None:
     said = tollgate(env, "--help")
     assert said.code == 0
-    assert set(COMMANDS) <= set(re.findall(r"^│ ([a-z-]+) ", said.out, re.MULTILINE))
+    assert set(COMMANDS) <= set(re.findall(r"^  ([a-z-]+) ", said.out, re.MULTILINE))
 
 
 def test_the_help_comes_at_once(env: dict[str, str]) -> None:
