@@ -4,54 +4,39 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from app.cli import common
+from app.cli.asked import Asked, JobName, Outcome, matches, parsed, reads
 from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
-    from app.cli.reading import Entry, Window
-    from app.config import Settings
-    from app.stream.topics import Topic
+    from app.cli.reading import Entry
 
 receipts_app = common.new_app()
 dead_letters_app = common.new_app(help="Refused triggers, as they came less their tokens, with the reason.")
 
+WAIT_S: Final = 30.0  # for a receipt, unless --timeout says otherwise
 TRIGGER_ID: Final = re.compile(r"\d{1,9}-\d{1,19}")
 RECEIPT_WIDTHS: Final = {"trigger_id": 12, "outcome": 9, "run_id": 36, "job": 24, "reason": 28, "detail": 40}
 JOB_WIDTHS: Final = {"run_id": 36, "job": 24, "issuer": 28, "subject": 20, "trigger_id": 12, "params": 40}
 DEAD_LETTER_WIDTHS: Final = {"trigger_id": 12, "stage": 9, "reason": 28, "when": 20, "detail": 60}
 
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="go on with what comes, until Ctrl-C")]
-Since = Annotated[
-    str | None, typer.Option(metavar="AGO", show_default=False, help="only the last 30s, 10m, 2h, 7d; default all")
-]
-Limit = Annotated[int | None, typer.Option(min=1, show_default=False, help="stop after so many")]
-Timeout = Annotated[float | None, typer.Option(min=0.1, show_default=False, help="stop after so many seconds")]
-JobName = Annotated[str | None, typer.Option("--job", show_default=False, help="only of this job")]
-
 
 @receipts_app.command()
+@reads
 def receipts(
     *,
     wait: Annotated[
         list[str] | None,
         typer.Option(metavar="TRIGGER_ID", show_default=False, help="wait for this trigger's receipt; repeatable"),
     ] = None,
-    follow: Follow = False,
     job: JobName = None,
-    outcome: Annotated[
-        str | None, typer.Option(show_default=False, help="only accepted, duplicate or rejected")
-    ] = None,
-    since: Since = None,
-    limit: Limit = None,
-    timeout: Timeout = None,
-    output: Output = None,
-    bootstrap: Bootstrap = None,
-    prefix: Prefix = None,
+    outcome: Outcome = None,
+    asked: Asked,
 ) -> None:
     """What became of triggers: one receipt each.
 
@@ -60,117 +45,57 @@ def receipts(
 
     Example: tollgate receipts --wait 3-1042
     """
-    from app.cli import reading
     from app.stream.topics import Topic
 
-    settings = common.settings_of(bootstrap, prefix)
-    start_ms = reading.since_ms(since)
     if wait:
-        common.run(_wait(settings, wait, timeout or 30.0, start_ms, output))
+        common.run(_wait(wait, asked))
         return
-    window = reading.Window(start_ms, follow, reading.deadline_of(timeout))
 
-    def row_of(entry: Entry) -> dict[str, Any] | None:
+    def rows_of(entry: Entry) -> Iterator[dict[str, Any]]:
         row = parsed(entry)
-        wanted = {"job": job, "outcome": outcome}
-        return row if all(value is None or row.get(name) == value for name, value in wanted.items()) else None
+        if matches(row, job=job, outcome=outcome):
+            yield row
 
-    narrowed = job is not None or outcome is not None
-    common.run(
-        show(
-            settings,
-            Topic.RECEIPTS,
-            window,
-            row_of,
-            widths=RECEIPT_WIDTHS,
-            limit=limit,
-            output=output,
-            narrowed=narrowed,
-        )
-    )
+    asked.show(Topic.RECEIPTS, rows_of, RECEIPT_WIDTHS, narrowed=job is not None or outcome is not None)
 
 
-def jobs_tail(
-    *,
-    follow: Follow = False,
-    job: JobName = None,
-    since: Since = None,
-    limit: Limit = None,
-    timeout: Timeout = None,
-    output: Output = None,
-    bootstrap: Bootstrap = None,
-    prefix: Prefix = None,
-) -> None:
+@reads
+def jobs_tail(*, job: JobName = None, asked: Asked) -> None:
     """Accepted jobs, as workers get them.
 
     Example: tollgate jobs tail --follow --since 10m
     """
-    from app.cli import reading
     from app.stream.topics import Topic
 
-    settings = common.settings_of(bootstrap, prefix)
-    window = reading.Window(reading.since_ms(since), follow, reading.deadline_of(timeout))
-    table = common.form_of(output) is common.OutputForm.TABLE
+    table = common.form_of(asked.output) is common.OutputForm.TABLE
 
-    def row_of(entry: Entry) -> dict[str, Any] | None:
+    def rows_of(entry: Entry) -> Iterator[dict[str, Any]]:
         row = parsed(entry)
-        if job is not None and row.get("job") != job:
-            return None
-        return row | {**row.get("identity", {}), "trigger_id": row.get("trigger", {}).get("id")} if table else row
+        if matches(row, job=job):
+            yield row | {**row.get("identity", {}), "trigger_id": row.get("trigger", {}).get("id")} if table else row
 
-    common.run(
-        show(
-            settings,
-            Topic.JOBS,
-            window,
-            row_of,
-            widths=JOB_WIDTHS,
-            limit=limit,
-            output=output,
-            narrowed=job is not None,
-        )
-    )
+    asked.show(Topic.JOBS, rows_of, JOB_WIDTHS, narrowed=job is not None)
 
 
 @dead_letters_app.command("list")
+@reads
 def dead_letters_list(
     *,
     reason: Annotated[str | None, typer.Option(show_default=False, help="only of this reason")] = None,
-    follow: Follow = False,
-    since: Since = None,
-    limit: Limit = None,
-    timeout: Timeout = None,
-    output: Output = None,
-    bootstrap: Bootstrap = None,
-    prefix: Prefix = None,
+    asked: Asked,
 ) -> None:
     """Refused triggers and why.
 
     Example: tollgate dead-letters list --reason token_expired --since 1h
     """
-    from app.cli import reading
     from app.stream.topics import Topic
 
-    settings = common.settings_of(bootstrap, prefix)
-    window = reading.Window(reading.since_ms(since), follow, reading.deadline_of(timeout))
-
-    def row_of(entry: Entry) -> dict[str, Any] | None:
+    def rows_of(entry: Entry) -> Iterator[dict[str, Any]]:
         row = _dead_letter(entry)
-        return row if reason is None or row["reason"] == reason else None
+        if matches(row, reason=reason):
+            yield row
 
-    narrowed = reason is not None
-    common.run(
-        show(
-            settings,
-            Topic.DEAD_LETTERS,
-            window,
-            row_of,
-            widths=DEAD_LETTER_WIDTHS,
-            limit=limit,
-            output=output,
-            narrowed=narrowed,
-        )
-    )
+    asked.show(Topic.DEAD_LETTERS, rows_of, DEAD_LETTER_WIDTHS, narrowed=reason is not None)
 
 
 @dead_letters_app.command("show")
@@ -214,84 +139,27 @@ def dead_letters_show(
     common.print_object(row, output)
 
 
-# ── reading and showing ──
+# ── leaves ──
 
 
-async def show(
-    settings: Settings,
-    topic: Topic,
-    window: Window,
-    row_of: Callable[[Entry], dict[str, Any] | None],
-    *,
-    widths: Mapping[str, int],
-    limit: int | None,
-    output: common.OutputForm | None,
-    narrowed: bool,
-) -> None:
-    """Print the rows of a topic as they are read; with filters that matched nothing, exit 5."""
-    from app.cli.reading import entries
-
-    async with entries(settings, topic, window, doing="searching" if narrowed else None) as batches:
-        rows = _rows(batches, row_of, limit)
-        if common.form_of(output) is common.OutputForm.JSON:
-            count = common.print_rows([row async for row in rows], list(widths), output)
-        else:
-            put, count = common.line_printer(widths, output), 0
-            async for row in rows:
-                put(row)
-                count += 1
-    if limit is not None and window.follow and count < limit:
-        common.fail(f"{count} of {limit} came in time", common.TIMED_OUT)
-    if count == 0 and narrowed:
-        common.fail("nothing matched", common.NOTHING_MATCHED)
-
-
-async def _rows(
-    batches: AsyncIterator[list[Entry]], row_of: Callable[[Entry], dict[str, Any] | None], limit: int | None
-) -> AsyncIterator[dict[str, Any]]:
-    count = 0
-    async for batch in batches:
-        for entry in batch:
-            row = row_of(entry)
-            if row is None:
-                continue
-            yield row
-            count += 1
-            if count == limit:
-                return
-
-
-async def _wait(
-    settings: Settings, ids: list[str], timeout_s: float, start_ms: int | None, output: common.OutputForm | None
-) -> None:
+async def _wait(ids: list[str], asked: Asked) -> None:
     from app.cli import reading
     from app.stream.topics import Topic
 
     for trigger_id in ids:
         _require_trigger_id(trigger_id)
+    timeout_s = asked.timeout or WAIT_S
+    window = reading.Window(reading.since_ms(asked.since), follow=True)
     found: list[dict[str, Any]] = []
-    async with reading.reader(settings, Topic.RECEIPTS, reading.Window(start_ms, follow=True)) as opened:
+    async with reading.reader(asked.settings(), Topic.RECEIPTS, window) as opened:
         missing = await reading.wait_for_receipts(opened, ids, timeout_s, found.append)
     found.sort(key=lambda row: ids.index(row["trigger_id"]))
-    common.print_rows(found, list(RECEIPT_WIDTHS), output)
+    common.print_rows(found, list(RECEIPT_WIDTHS), asked.output)
     if missing:
         common.fail(f"no receipt within {timeout_s:g} s for {', '.join(sorted(missing))}: is a gate running?",
                     common.TIMED_OUT)  # fmt: skip
     if any(row["outcome"] == "rejected" for row in found):
         raise typer.Exit(common.SOME_FAILED)
-
-
-def parsed(entry: Entry) -> dict[str, Any]:
-    """The record's JSON object; what is none (only a gate should write here) is shown as such, not passed over."""
-    import orjson
-
-    try:
-        row = orjson.loads(entry.value or b"")
-    except orjson.JSONDecodeError:
-        row = None
-    if isinstance(row, dict):
-        return row
-    return {"unreadable": f"partition {entry.partition}, offset {entry.offset}"}
 
 
 def _dead_letter(entry: Entry) -> dict[str, Any]:

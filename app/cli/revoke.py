@@ -1,0 +1,125 @@
+"""`tollgate token revoke`: what is no longer honoured, from now on, by every gate."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from app.cli import common, given
+from app.cli.common import Bootstrap, Output, Prefix
+
+if TYPE_CHECKING:
+    from app.config import Settings
+    from app.gate.revocation import Selector
+
+SEND_TIMEOUT_S: Final = 30.0
+
+
+def revoke(
+    *,
+    jti: Annotated[str | None, typer.Option(help="one token", show_default=False)] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="all tokens of a subject issued up to --since", show_default=False)
+    ] = None,
+    kid: Annotated[str | None, typer.Option(help="all tokens signed with a key", show_default=False)] = None,
+    issuer_all: Annotated[bool, typer.Option("--issuer-all", help="all tokens of the issuer")] = False,
+    token_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="the token itself, by its iss and jti; - is stdin", show_default=False),
+    ] = None,
+    issuer: Annotated[str | None, typer.Option(help="whose (default issuer.issuer)", show_default=False)] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="with --subject: tokens issued up to then (10m ago, or a time); default now", show_default=False
+        ),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="why, for whoever reads it later")] = "revoked by an operator",
+    output: Output = None,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+) -> None:
+    """Write a revocation; every gate honours it within a second. Give exactly one of what to revoke.
+
+    A key or an issuer is revoked whole: whoever has the key chooses iat. The record's key is the issuer, the selector
+    and the value in plain text, as ops must be able to read and lift it; it holds no token.
+
+    Example: tollgate token revoke --subject service:ci --reason "laptop stolen"
+    """
+    settings = common.settings_of(bootstrap, prefix, issuer__issuer=issuer)
+    chosen = [each for each in (jti, subject, kid, token_file) if each is not None]
+    if len(chosen) + issuer_all != 1:
+        common.fail("give exactly one of --jti, --subject, --kid, --issuer-all and --token-file", common.USAGE)
+    if since is not None and subject is None:
+        common.fail("--since goes with --subject only: a jti, key or issuer is revoked whole", common.USAGE)
+    iss, value = settings.issuer.issuer, (chosen or [settings.issuer.issuer])[0]
+    if token_file is not None:
+        unverified_iss, value = _named_by(given.token(token_file))
+        if issuer is not None and issuer != unverified_iss:
+            common.fail("the token names another issuer than --issuer", common.USAGE)
+        iss = unverified_iss
+    selector: Selector = "issuer" if issuer_all else "subject" if subject else "kid" if kid else "jti"
+    now_s = int(time.time())
+    since_s = given.moment_s("--since", since, now_s) if since is not None else now_s
+    row = common.run(_write(settings, iss, selector, value, since_s, now_s, reason))
+    common.print_object(row, output)
+
+
+def _named_by(token: str) -> tuple[str, str]:
+    """The issuer and jti a token names. That nothing is verified does no harm: the operator has it in hand."""
+    from app.cli.token import sentence
+    from app.gate.reasons import Rejected
+    from app.gate.token import parse_unverified
+
+    read = parse_unverified(token)
+    if isinstance(read, Rejected):
+        common.fail(f"the token cannot be read, so it cannot be used either: {sentence(read)}")
+    iss, jti = read.unverified_claims.get("iss"), read.unverified_claims.get("jti")
+    if not isinstance(iss, str) or not isinstance(jti, str) or not iss or not jti:
+        common.fail("the token has no iss and jti to revoke it by: revoke its --subject or --kid")
+    return iss, jti
+
+
+async def _write(
+    settings: Settings, iss: str, selector: Selector, value: str, since_s: int, now_s: int, reason: str
+) -> dict[str, Any]:
+    import asyncio
+    import getpass
+    import socket
+
+    from aiokafka import AIOKafkaProducer
+
+    from app.cli.reading import partitions_of
+    from app.gate import limits
+    from app.gate.revocation import KEEP_FOR_EVER, revocation_record
+    from app.stream.connect import client_options
+    from app.stream.topics import Topic
+
+    if selector == "jti":
+        since_s = limits.NUMERIC_DATE_MAX_S  # one token, whatever its iat
+    # A token issued up to now is dead by then, however long it waits to be judged.
+    keep_until_s = (
+        KEEP_FOR_EVER
+        if selector in {"kid", "issuer"}
+        else now_s + limits.WEBHOOK_LIFETIME_MAX_S + 2 * settings.gate.grace_s + settings.gate.queue_age_cap_s
+    )
+    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    key, record = revocation_record(
+        iss, selector, value, since_s=since_s, reason=reason, by=by, keep_until_s=keep_until_s
+    )
+    await partitions_of(settings, Topic.REVOCATIONS)  # says at once when the topic is not there
+    producer = AIOKafkaProducer(**client_options(settings.kafka), acks="all", enable_idempotence=True)
+    async with asyncio.timeout(SEND_TIMEOUT_S):
+        await producer.start()
+        try:
+            sent = await producer.send_and_wait(
+                Topic.REVOCATIONS.named(settings.kafka.prefix), record, key=key, partition=0
+            )
+        finally:
+            await producer.stop()
+    return {
+        "issuer": iss, "selector": selector, "value": value, "since_s": since_s, "reason": reason, "by": by,
+        "keep_until_s": keep_until_s, "offset": sent.offset,
+    }  # fmt: skip
