@@ -121,10 +121,8 @@ def emit(
 
 def read_tokens(token_file: str | None) -> list[str]:
     """The tokens, never from an argument: a process list would show it."""
-    if token_file == "-":  # noqa: S105 - stdin
-        text, where = sys.stdin.read(), "stdin"
-    elif token_file is not None:
-        text, where = Path(token_file).read_text(encoding="utf-8", errors="surrogateescape"), token_file
+    if token_file is not None:
+        text, where = given.token_text(token_file)
     else:
         text, where = os.environ.get("TOLLGATE_TOKEN", ""), "TOLLGATE_TOKEN in the environment"
     tokens = text.split()

@@ -52,6 +52,11 @@ def revoke(
     chosen = [each for each in (jti, subject, kid, token_file) if each is not None]
     if len(chosen) + issuer_all != 1:
         common.fail("give exactly one of --jti, --subject, --kid, --issuer-all and --token-file", common.USAGE)
+    if "" in chosen:
+        common.fail("what is to be revoked is empty", common.USAGE)
+    words = {"--jti": jti, "--subject": subject, "--kid": kid, "--issuer": issuer, "--reason": reason}
+    for option, text in words.items():  # the record is read by many
+        given.refuse_token(option, text or "")
     if since is not None and subject is None:
         common.fail("--since goes with --subject only: a jti, key or issuer is revoked whole", common.USAGE)
     iss, value = settings.issuer.issuer, (chosen or [settings.issuer.issuer])[0]
