@@ -185,6 +185,10 @@ class Keystore:
     def publish(self) -> None:
         """Write the JWK Set again, as after an interrupted command."""
         with self._alone() as records:
+            if all(record.removed_s is not None for record in records):  # a mistaken directory, most likely
+                raise KeystoreError(
+                    f"there is no key to publish in {self.directory}: `tollgate keys generate` makes one"
+                )
             self._publish(records)
 
     # ── within the lock ──
