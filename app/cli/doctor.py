@@ -98,6 +98,13 @@ def _broker(place: Place) -> Iterator[Row]:
     about = place.admin.describe_cluster(request_timeout=timeout_s).result(timeout_s + 1)
     listed = ", ".join(f"{node.host}:{node.port}" for node in about.nodes)
     yield Row(OK, "broker", f"cluster {about.cluster_id}, {len(about.nodes)} broker(s): {listed}")
+    from app.stream import broker_version
+
+    try:
+        told = common.run(broker_version.ask(place.settings.kafka)).told()
+    except NotImplementedError:
+        told = "it does not tell its features: a Kafka before 2.4, or another product"
+    yield Row(OK, "broker version", told)
 
 
 def _topics(settings: Settings) -> Iterator[Row]:

@@ -8,9 +8,9 @@ later was lost, and is never written anew.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
@@ -42,6 +42,13 @@ WRITE_TIMEOUT_S: Final = 30.0
 LANES_AT_ONCE: Final = 8
 REPLICATION_DEFAULT: Final = 3
 NO_AUDIT_YET: Final = "0" * 64
+# What brokers answer of a partition that is new, until all of them have learnt who leads it.
+_NOT_LED_YET: Final = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+)
+T = TypeVar("T")
 
 
 class TopicsError(Exception):
@@ -213,7 +220,7 @@ def _await_leaders(admin: AdminClient, settings: Settings) -> Cluster:
                 t.named(settings.kafka.prefix) for t in Topic if t not in cluster.topics or not cluster.topics[t].led
             ]
         except KafkaException as error:
-            if error.args[0].code() not in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE}:
+            if error.args[0].code() not in _NOT_LED_YET:
                 raise
             waiting = ["the new topics"]  # created, and not yet known to the broker that answered
         else:
@@ -221,6 +228,18 @@ def _await_leaders(admin: AdminClient, settings: Settings) -> Cluster:
                 return cluster
         if time.monotonic() > deadline:
             raise TopicsError(f"no leader within {LEADER_TIMEOUT_S:.0f} s for {', '.join(waiting)}: are brokers down?")
+        time.sleep(LEADER_POLL_S)
+
+
+def once_led(ask: Callable[[], T], timeout_s: float = LEADER_TIMEOUT_S) -> T:
+    """The answer to a question about new partitions, asked again while the brokers learn who leads them."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _NOT_LED_YET or time.monotonic() > deadline:
+                raise
         time.sleep(LEADER_POLL_S)
 
 
@@ -305,6 +324,10 @@ def _starts(admin: AdminClient, settings: Settings, lanes: Sequence[int]) -> dic
         for lane in lanes
     }
     asked = {partition: OffsetSpec.earliest() for partition in wanted.values()}
-    answers = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=timeout_s)
-    offsets = {(p.topic, p.partition): future.result(timeout_s + 1).offset for p, future in answers.items()}
+
+    def first_offsets() -> dict[tuple[str, int], int]:
+        answers = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=timeout_s)
+        return {(p.topic, p.partition): future.result(timeout_s + 1).offset for p, future in answers.items()}
+
+    offsets = once_led(first_offsets)  # a busy broker may not lead a partition yet that its metadata say it leads
     return {place: offsets[partition.topic, partition.partition] for place, partition in wanted.items()}

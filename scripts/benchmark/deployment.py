@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from app import config, registry
@@ -29,7 +29,6 @@ from scripts.benchmark.traffic import AUDIENCE, Issuer
 ROOT: Final = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S: Final = 60.0
 ADMIN_TIMEOUT_S: Final = 30.0
-ATTEMPTS: Final = 5
 
 
 class Deployment(NamedTuple):
@@ -78,7 +77,7 @@ def deployed(bootstrap: str, workdir: Path, issuer: Issuer, lanes: int) -> Itera
         kafka__bootstrap=bootstrap, kafka__prefix=f"{name}.", gate__audience=AUDIENCE,
         gate__state_dir=directory / "state",
     )  # fmt: skip
-    created = _create_topics(settings, lanes)
+    created = administration.create_topics(settings, lanes, 1)
     if created.checked.deployment is None:
         raise RuntimeError("; ".join(finding.sentence() for finding in created.checked.fatal))
     found = created.checked.deployment
@@ -95,18 +94,6 @@ def deployed(bootstrap: str, workdir: Path, issuer: Issuer, lanes: int) -> Itera
         for future in admin.delete_topics(names, operation_timeout=ADMIN_TIMEOUT_S).values():
             future.result(ADMIN_TIMEOUT_S)
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _create_topics(settings: config.Settings, lanes: int) -> administration.Created:
-    """Creation may be repeated; a busy broker does not lead a new partition yet when its metadata say so."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return administration.create_topics(settings, lanes, 1)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
-                raise
-            time.sleep(0.5)
-    return administration.create_topics(settings, lanes, 1)
 
 
 def environment(deployment: Deployment, **more: str) -> dict[str, str]:

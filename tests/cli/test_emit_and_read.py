@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,8 @@ def test_the_doctor_finds_nothing_bad_here(deployment: Deployment) -> None:
     said = tollgate(deployment.env, "doctor")
     assert said.code == 0, said.out
     assert {"broker", "topics", "transactions", "gates", "lag", "clock"} <= {row["what"] for row in said.rows}
+    (version,) = [row["found"] for row in said.rows if row["what"] == "broker version"]
+    assert re.match(r"Kafka (newer than )?\d+\.\d+ ", version)
 
 
 def test_the_doctor_names_an_open_transaction_that_holds_triggers_back(deployment: Deployment) -> None:
