@@ -210,7 +210,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 # Errors of ours whose message is such a sentence already; named, so that nothing heavy is imported for them.
-_OURS: Final = {"ConfigError": USAGE, "TopicsError": FAILED, "RegistryError": FAILED, "LocalKafkaError": FAILED}
+_OURS: Final = {
+    "ConfigError": USAGE, "KeystoreError": FAILED, "LocalKafkaError": FAILED, "RegistryError": FAILED,
+    "TopicsError": FAILED,
+}  # fmt: skip
 
 
 def sentence_of(error: BaseException) -> tuple[str, int] | None:

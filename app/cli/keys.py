@@ -39,14 +39,9 @@ def generate(
     Example: tollgate keys generate
     """
     store, settings = _open(keys_dir, jwks_file)
-    from app.issuer.keystore import KeystoreError
-
     now_s = int(time.time())
-    try:
-        made = store.generate(_algorithm(algorithm) or "ES256", now_s)
-        _print([made], store, settings, now_s, output)
-    except KeystoreError as error:
-        common.fail(str(error))
+    made = store.generate(_algorithm(algorithm) or "ES256", now_s)
+    _print([made], store, settings, now_s, output)
     common.say(f"public keys: {store.jwks_file}")
 
 
@@ -72,15 +67,10 @@ def rotate(
     Example: tollgate keys rotate --overlap 10m
     """
     store, settings = _open(keys_dir, jwks_file)
-    from app.issuer.keystore import KeystoreError
-
     now_s = int(time.time())
     overlap_s = given.length_s("--overlap", overlap) if overlap is not None else _overlap_s(settings)
-    try:
-        made = store.rotate(_algorithm(algorithm), overlap_s, now_s)
-        _print([made], store, settings, now_s, output)
-    except KeystoreError as error:
-        common.fail(str(error))
+    made = store.rotate(_algorithm(algorithm), overlap_s, now_s)
+    _print([made], store, settings, now_s, output)
     common.say(f"{made.kid} is published in {store.jwks_file} and signs in {overlap_s} s")
 
 
@@ -101,12 +91,7 @@ def retire(
     Example: tollgate keys retire 20260131-0a1b2c3d
     """
     store, settings = _open(keys_dir, jwks_file)
-    from app.issuer.keystore import KeystoreError
-
-    try:
-        successor = store.retire(kid, _honoured_for_s(settings), int(time.time()), emergency=emergency)
-    except KeystoreError as error:
-        common.fail(str(error))
+    successor = store.retire(kid, _honoured_for_s(settings), int(time.time()), emergency=emergency)
     common.say(f"{kid} is removed from {store.jwks_file}; gates that read it over HTTPS follow at their next refresh")
     if successor is not None:
         common.say(f"{successor.kid} signs from now on")
@@ -121,12 +106,7 @@ def list_keys(keys_dir: KeysDir = None, jwks_file: JwksFile = None, output: Outp
     Example: tollgate keys list -o json
     """
     store, settings = _open(keys_dir, jwks_file)
-    from app.issuer.keystore import KeystoreError
-
-    try:
-        _print(store.records(), store, settings, int(time.time()), output)
-    except KeystoreError as error:
-        common.fail(str(error))
+    _print(store.records(), store, settings, int(time.time()), output)
 
 
 @app.command()
@@ -136,13 +116,8 @@ def jwks(keys_dir: KeysDir = None, jwks_file: JwksFile = None) -> None:
     Example: tollgate keys jwks
     """
     store, _ = _open(keys_dir, jwks_file)
-    from app.issuer.keystore import KeystoreError
-
-    try:
-        store.publish()
-        print(store.document().decode(), end="")
-    except KeystoreError as error:
-        common.fail(str(error))
+    store.publish()
+    print(store.document().decode(), end="")
     common.say(f"written to {store.jwks_file}")
 
 

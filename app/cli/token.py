@@ -76,7 +76,7 @@ def issue(
     """
     from app.gate.reasons import BY_CODE
     from app.issuer import mint
-    from app.issuer.keystore import Keystore, KeystoreError
+    from app.issuer.keystore import Keystore
 
     settings = common.settings_of(
         None, prefix, gate__audience=audience, issuer__issuer=issuer, issuer__org_id=org, issuer__subject=subject
@@ -85,33 +85,30 @@ def issue(
     store = Keystore(settings.issuer.keys_dir, settings.issuer.jwks_file)
     fixed = given.params(param or [], params_file)
     ttl_s = given.length_s("--ttl", ttl) if ttl is not None else None
-    try:
-        key = _dev_key(settings) if insecure_dev_hs256 else store.signing_key(now_s)
-        for number in range(count):
-            minted = mint.mint(
-                mint.TriggerTokenRequest(
-                    issuer=settings.issuer.issuer,
-                    audience=settings.audience,
-                    subject=settings.issuer.subject,
-                    org_id=settings.issuer.org_id,
-                    jobs=tuple(job or ()),
-                    uses=uses.value,
-                    ttl_s=ttl_s,
-                    params=fixed,
-                    params_sha256=params_sha256,
-                    idempotency_key=idempotency_key and idempotency_key.replace(PLACE, str(number)),
-                ),
-                key,
-                now_s,
-            )
-            if isinstance(minted, mint.Refusal):
-                remedy = f"; {BY_CODE[minted.code].remedy}" if minted.code in BY_CODE else ""
-                common.fail(f"{minted.code}: {minted.sentence}{remedy}", common.NOT_ALLOWED)
-            if number == 0 and not insecure_dev_hs256:
-                store.note_expiry(key.kid, minted.claims.exp)
-            print(minted.token)
-    except KeystoreError as error:
-        common.fail(str(error))
+    key = _dev_key(settings) if insecure_dev_hs256 else store.signing_key(now_s)
+    for number in range(count):
+        minted = mint.mint(
+            mint.TriggerTokenRequest(
+                issuer=settings.issuer.issuer,
+                audience=settings.audience,
+                subject=settings.issuer.subject,
+                org_id=settings.issuer.org_id,
+                jobs=tuple(job or ()),
+                uses=uses.value,
+                ttl_s=ttl_s,
+                params=fixed,
+                params_sha256=params_sha256,
+                idempotency_key=idempotency_key and idempotency_key.replace(PLACE, str(number)),
+            ),
+            key,
+            now_s,
+        )
+        if isinstance(minted, mint.Refusal):
+            remedy = f"; {BY_CODE[minted.code].remedy}" if minted.code in BY_CODE else ""
+            common.fail(f"{minted.code}: {minted.sentence}{remedy}", common.NOT_ALLOWED)
+        if number == 0 and not insecure_dev_hs256:
+            store.note_expiry(key.kid, minted.claims.exp)
+        print(minted.token)
 
 
 @app.command()

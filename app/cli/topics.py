@@ -44,10 +44,7 @@ def create(
     if print_:
         print("\n".join(administration.print_commands(settings, lanes, replication_factor)))
         return
-    try:
-        created = administration.create_topics(settings, lanes, replication_factor)
-    except administration.TopicsError as error:
-        common.fail(str(error))
+    created = administration.create_topics(settings, lanes, replication_factor)
     for name in created.topics:
         common.say(f"created {name}")
     if created.records:
@@ -66,10 +63,7 @@ def check(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = N
     from app.stream import administration
 
     settings = common.settings_of(bootstrap, prefix)
-    try:
-        checked = administration.check(settings)
-    except administration.TopicsError as error:
-        common.fail(str(error))
+    checked = administration.check(settings)
     as_table = common.form_of(output) is common.OutputForm.TABLE
     if not as_table:
         common.print_rows([row_of(finding) for finding in checked.findings], COLUMNS, output)

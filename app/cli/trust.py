@@ -62,17 +62,11 @@ def apply_file(
     from app import registry
 
     settings = common.settings_of(bootstrap, prefix)
-    try:
-        definitions = registry.read_definitions(file, kind)
-    except registry.RegistryError as error:
-        common.fail(str(error))
+    definitions = registry.read_definitions(file, kind)
     for definition in definitions:
         for warning in definition.warnings:
             common.say(f'WARNING: {file}: [{kind}."{definition.name}"] {warning}')
-    try:
-        changes = common.run(registry.apply(settings, definitions, dry_run=dry_run))
-    except registry.RegistryError as error:
-        common.fail(str(error))
+    changes = common.run(registry.apply(settings, definitions, dry_run=dry_run))
     rows = [
         {"kind": change.kind, "name": change.name, "action": change.action, "version": change.version}
         for change in changes

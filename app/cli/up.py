@@ -178,16 +178,13 @@ def _set_up(settings: Settings, state: Path, lanes: int | None) -> None:
 
 def _make_keys(settings: Settings) -> None:
     from app.cli.sealing_keys import make_sealing_keys
-    from app.issuer.keystore import Keystore, KeystoreError
+    from app.issuer.keystore import Keystore
 
     store = Keystore(settings.issuer.keys_dir, settings.issuer.jwks_file)
-    try:
-        if not store.records():
-            store.generate("ES256", int(time.time()))
-        else:
-            store.publish()
-    except KeystoreError as error:
-        common.fail(str(error))
+    if all(record.removed_s is not None for record in store.records()):
+        store.generate("ES256", int(time.time()))
+    else:
+        store.publish()
     sealing = settings.gate.sealing_key
     if sealing is not None and not sealing.exists():
         make_sealing_keys(sealing.with_name("private.jwk"), sealing)
