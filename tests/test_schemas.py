@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import yaml
 
-from app.gate import idempotency, outputs
+from app.gate import idempotency, records
 from app.gate.definitions import JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
 from app.gate.policy import Revocation, Revocations, revocation_key
 from app.gate.reasons import REASONS, Stage
@@ -128,11 +128,11 @@ def test_the_stages_are_those_of_the_table():
 
 
 WRITTEN = {
-    "job.v1": outputs.JobRecord,
-    "receipt.v1": outputs.Receipt,
-    "audit.v1": outputs.AuditRecord,
-    "handoff.v1": outputs.Handoff,
-    "checkpoint.v1": outputs.Checkpoint,
+    "job.v1": records.JobRecord,
+    "receipt.v1": records.Receipt,
+    "audit.v1": records.AuditRecord,
+    "handoff.v1": records.Handoff,
+    "checkpoint.v1": records.Checkpoint,
     "registry-job.v1": JobRecord,
     "registry-trust.v1": TrustRule,
     "registry-deployment.v1": DeploymentRecord,

@@ -8,32 +8,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
-from typing import Final
+from collections.abc import Sequence
 
 import msgspec
 
 from app.gate import idempotency
-from app.gate.idempotency import Identity
-from app.gate.keyset import KeyRing
-from app.gate.policy import (
-    Authorized,
-    Job,
-    Revocations,
-    TrustRule,
-    check_bearer,
-    check_time,
-    merge_params,
-    permit,
-    within_grace,
-)  # fmt: skip
+from app.gate.idempotency import JTI_DIGEST_BYTES, Identity
+from app.gate.policy import Authorized, merge_params, within_grace
 from app.gate.reasons import Rejected
-from app.gate.token import Claims, KeyWanted, Signed, VerifiedToken, accept, holds_signature, read_signed
+from app.gate.run_id import make_run_id, run_id_text, run_seed
+from app.gate.standing import Memo, Standing, World, bearer_of, emitter, stand
+from app.gate.token import KeyWanted, Signed, VerifiedToken, accept, holds_signature, read_signed
 from app.gate.trigger import Record, Trigger, parse
 
-VERIFIED_MEMO_MAX: Final = 20_000  # webhook tokens, about 2 KiB each; and bearers
-PERMITTED_MAX: Final = 1_000  # kinds of grants of one bearer
+__all__ = [
+    "Accepted", "Admitted", "AlreadyCommitted", "Duplicate", "Held", "Memo", "Presented", "Refused", "Request",
+    "Source", "Standing", "Verdict", "World", "admit", "admit_all", "emitter", "internal_deny", "make_run_id",
+    "readmit", "run_id_text", "run_seed", "settle", "source_at",
+]  # fmt: skip
 
 
 class Source(msgspec.Struct, frozen=True, gc=False):
@@ -49,52 +41,8 @@ def source_at(partition: int, offset: int, appended_at_ms: int) -> Source:
     return Source(partition, offset, appended_at_ms, f"{partition}-{offset}")
 
 
-class Bearer(msgspec.Struct, frozen=True):
-    """What the bearer of a token may in one world: the part of a decision that its tokens have in common."""
-
-    rule: TrustRule
-    refused: Rejected | None  # organisation, class or subject
-    emitter: str  # a handle that names nobody
-    # (uses, actions, jobs granted, job asked for) → the definition and the scope of its keys
-    permitted: dict[tuple[object, ...], tuple[Job, bytes]]
-
-
-class Memo:
-    """What one world's decisions have in common. Never carried into another world."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, VerifiedToken] = {}  # webhook tokens, verified in this world
-        self.bearers: dict[tuple[str, str, str, str], Bearer] = {}  # issuer, subject, organisation, class
-
-    def keep(self, text: str, token: VerifiedToken) -> None:
-        """One-shot tokens come once: keeping them would only push out the others."""
-        if token.claims.uses == "many":
-            if len(self.tokens) >= VERIFIED_MEMO_MAX:
-                self.tokens.clear()
-            self.tokens[text] = token
-
-
-class World(msgspec.Struct, frozen=True):
-    """Everything a decision may know beside the record: one value, replaced whole when a table changes."""
-
-    audience: str
-    lanes: int
-    grace_s: int
-    queue_age_cap_ms: int
-    max_window_ms: int  # what the idempotency topic is sure to keep
-    run_seed: int  # digest of cluster and topic: run ids of two deployments never meet
-    ring: KeyRing
-    rules: Mapping[str, TrustRule]
-    jobs: Mapping[str, Job]
-    revocations: Revocations
-    registry_offset: int = 0  # how far the two tables had been read
-    revocations_offset: int = 0
-    # Of this world alone: what was verified with keys of the one before must not outlive it.
-    memo: Memo = msgspec.field(default_factory=Memo)
-
-
 class Request(msgspec.Struct, frozen=True):
-    """What a decision speaks about; as much as was established before it fell."""
+    """What a refusal speaks about: as much as was established before it fell."""
 
     source: Source
     trigger: Trigger | None = None
@@ -106,17 +54,24 @@ class Request(msgspec.Struct, frozen=True):
 class Admitted(msgspec.Struct, frozen=True):
     """Stages 1 to 3 passed: this token may start this job with these parameters, if it has not yet."""
 
-    request: Request
+    source: Source
+    trigger: Trigger
     token: VerifiedToken
+    emitter: str
+    within_grace: bool
+    standing: Standing
     authorized: Authorized
     identity: Identity | None
     home: int  # lane; where it arrived when there is no identity
 
 
+Presented = Request | Admitted
+
+
 class Refused(msgspec.Struct, frozen=True):
     """A refusal at any stage."""
 
-    request: Request
+    request: Presented
     rejected: Rejected
     first_run_id: str | None = None  # of the run an identity already has
 
@@ -171,23 +126,22 @@ def admit_all(
     that work and the rest of a decision would push each other out of the cache.
     """
     opened = [_open(record, world, memo, wait_for_keys) for record in records]
-    checked = [_check(item.signed) if isinstance(item, _Opened) else False for item in opened]
+    checked = [_check(item.signed) if type(item) is _Opened else False for item in opened]
     return [
-        _judge_opened(item, holds, world, memo) if isinstance(item, _Opened) else item
+        _verified(item, holds, world, memo) if isinstance(item, _Opened) else item
         for item, holds in zip(opened, checked, strict=True)
     ]
 
 
 class _Opened(msgspec.Struct, frozen=True):
-    """A trigger whose token is known, or read as far as its signature."""
+    """A trigger whose token is read as far as its signature."""
 
     source: Source
     trigger: Trigger
-    token: VerifiedToken | None
-    signed: Signed | None
+    signed: Signed
 
 
-def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Opened | Refused | Held:
+def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Opened | Admitted | Refused | Held:
     source = source_at(record.partition, record.offset, record.appended_at_ms)
     try:
         # 1 parse
@@ -195,15 +149,19 @@ def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Ope
         if isinstance(trigger, Rejected):
             return Refused(Request(source), trigger)
         # 2 verify, up to the signature
-        token = memo.tokens.get(trigger.unverified_token)
+        text = trigger.unverified_token
+        known = memo.presented.get(text)
+        if known is not None and trigger.job == known.job.name and _in_time(known, source):
+            return _admit(source, trigger, known, world)
+        token = memo.tokens.get(text)
         if token is not None:
-            return _Opened(source, trigger, token, None)
-        signed = read_signed(trigger.unverified_token, world.ring)
+            return _judge(source, trigger, token, world, memo, memo.presented, text)
+        signed = read_signed(text, world.ring)
     except Exception as error:
         return Refused(Request(source), internal_deny(error))
     match signed:
         case Signed():
-            return _Opened(source, trigger, None, signed)
+            return _Opened(source, trigger, signed)
         case Rejected():
             return Refused(Request(source, trigger), signed)
         case KeyWanted():
@@ -212,28 +170,24 @@ def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Ope
             return Refused(Request(source, trigger), Rejected("kid_unknown"))
 
 
-def _check(signed: Signed | None) -> bool | Exception:
+def _check(signed: Signed) -> bool | Exception:
     try:
-        return signed is not None and holds_signature(signed)
+        return holds_signature(signed)
     except Exception as error:
         return error
 
 
-def _judge_opened(opened: _Opened, holds: bool | Exception, world: World, memo: Memo) -> Admitted | Refused:
+def _verified(opened: _Opened, holds: bool | Exception, world: World, memo: Memo) -> Admitted | Refused:
     request = Request(opened.source, opened.trigger)
     if isinstance(holds, Exception):
         return Refused(request, internal_deny(holds))
     try:
-        token = opened.token
-        if token is None:
-            if opened.signed is None:
-                raise AssertionError("neither a token nor one to verify")
-            verified = accept(opened.signed, holds, world.audience)
-            if isinstance(verified, Rejected):
-                return Refused(request, verified)
-            token = verified
-            memo.keep(opened.trigger.unverified_token, token)
-        return _judge(opened.source, opened.trigger, token, world, memo)
+        token = accept(opened.signed, holds, world.audience)
+        if isinstance(token, Rejected):
+            return Refused(request, token)
+        text = opened.trigger.unverified_token
+        memo.keep(text, token)
+        return _judge(opened.source, opened.trigger, token, world, memo, memo.presented, text)
     except Exception as error:
         return Refused(request, internal_deny(error))
 
@@ -244,6 +198,9 @@ def readmit(
     """What a home lane judges again of a trigger another lane verified: age, key, trust, revocation and job."""
     request = Request(source, trigger, token)
     try:
+        known = memo.handed.get(token.fingerprint)
+        if known is not None and known.token is token and trigger.job == known.job.name and _in_time(known, source):
+            return _admit(source, trigger, known, world)
         claims = token.claims
         if claims.iss in world.rules:
             keys = world.ring.get(claims.iss)
@@ -251,30 +208,9 @@ def readmit(
                 return Held(request, KeyWanted(claims.iss, None))
             if claims.kid not in keys.keys:
                 return Refused(request, Rejected("kid_unknown", "the key was removed"))
-        return _judge(source, trigger, token, world, memo)
+        return _judge(source, trigger, token, world, memo, memo.handed, token.fingerprint)
     except Exception as error:
         return Refused(request, internal_deny(error))
-
-
-def _bearer(claims: Claims, world: World, memo: Memo) -> Bearer | None:
-    """None when no trust rule names the issuer."""
-    name = (claims.iss, claims.sub, claims.org_id, claims.token_class)
-    bearer = memo.bearers.get(name)
-    if bearer is None:
-        rule = world.rules.get(claims.iss)
-        if rule is None:
-            return None
-        bearer = Bearer(rule, check_bearer(claims, rule), emitter(claims), {})
-        if len(memo.bearers) >= VERIFIED_MEMO_MAX:
-            memo.bearers.clear()
-        memo.bearers[name] = bearer
-    return bearer
-
-
-def emitter(claims: Claims) -> str:
-    """A handle for who emitted, the same for one identity, that names nobody: a digest of issuer and subject."""
-    issuer = claims.iss.encode()
-    return blake2b(len(issuer).to_bytes(4, "big") + issuer + claims.sub.encode(), digest_size=16).hexdigest()
 
 
 def internal_deny(error: Exception) -> Rejected:
@@ -286,47 +222,62 @@ def internal_deny(error: Exception) -> Rejected:
     return Rejected("internal_deny", f"{type(error).__name__} in {where}")
 
 
-def _judge(source: Source, trigger: Trigger, token: VerifiedToken, world: World, memo: Memo) -> Admitted | Refused:
+def _in_time(standing: Standing, source: Source) -> bool:
+    """Whether the token was in its own time, without any grace."""
+    return standing.from_ms <= source.appended_at_ms <= standing.until_ms
+
+
+def _judge(
+    source: Source,
+    trigger: Trigger,
+    token: VerifiedToken,
+    world: World,
+    memo: Memo,
+    seen: dict[str, Standing],
+    name: str,
+) -> Admitted | Refused:
+    """Everything a verified token may be refused for. A standing that passes is kept for the token's next trigger."""
     claims = token.claims
-    appended_at_ms = source.appended_at_ms
-    bearer = _bearer(claims, world, memo)
+    bearer = bearer_of(claims, world, memo)
     if bearer is None:
         return Refused(Request(source, trigger, token), Rejected("issuer_untrusted"))
-    grace = within_grace(claims, appended_at_ms, world.grace_s)
-    request = Request(source, trigger, token, bearer.emitter, grace)
-    refusal = check_time(claims, bearer.rule, appended_at_ms, world.grace_s) or bearer.refused
-    if refusal is not None:
-        return Refused(request, refusal)
-    if world.revocations.covers(claims):
-        return Refused(request, Rejected("token_revoked"))
-    # 3 authorize
-    grant = claims.grant
-    asked = (claims.uses, grant.actions, grant.jobs, trigger.job)
-    permitted = bearer.permitted.get(asked)
-    if permitted is None:
-        job = permit(claims, bearer.rule, world.jobs, trigger.job)
-        if isinstance(job, Rejected):
-            return Refused(request, job)
-        if len(bearer.permitted) >= PERMITTED_MAX:
-            bearer.permitted.clear()
-        permitted = bearer.permitted[asked] = (job, idempotency.scope(claims, job))
-    job, key_scope = permitted
-    authorized = merge_params(grant, job, trigger.params, trigger.params_sha256, trigger.params_canonical)
-    if isinstance(authorized, Rejected):
-        return Refused(request, authorized)
-    if _window_ms(claims, job, world) > world.max_window_ms:
-        return Refused(request, Rejected("window_too_long"))
-    # 4 dedupe, the part that needs no table
-    identity = idempotency.identify(claims, trigger, job, key_scope)
-    if isinstance(identity, Rejected):
-        return Refused(request, identity)
+    standing = stand(token, bearer, trigger.job, source.appended_at_ms, world)
+    if isinstance(standing, Rejected):
+        grace = within_grace(claims, source.appended_at_ms, world.grace_s)
+        return Refused(Request(source, trigger, token, bearer.emitter, grace), standing)
+    result = _admit(source, trigger, standing, world)
+    if isinstance(result, Admitted):
+        memo.keep_standing(seen, name, standing)
+    return result
+
+
+def _admit(source: Source, trigger: Trigger, standing: Standing, world: World) -> Admitted | Refused:
+    """What only the trigger itself can be refused for: its parameters and its key."""
+    token, job = standing.token, standing.job
+    claims = token.claims
+    grace = not _in_time(standing, source)  # it would have been refused beyond the grace
+    # 3 authorize, the parameters
+    result: Authorized | Identity | Rejected | None
+    result = merge_params(claims.grant, job, trigger.params, trigger.params_sha256, trigger.params_canonical)
+    if isinstance(result, Authorized):
+        authorized = result
+        if _window_ms(standing, world) > world.max_window_ms:
+            result = Rejected("window_too_long")
+        else:
+            # 4 dedupe, the part that needs no table
+            result = idempotency.identify(claims, trigger, job, standing.key_scope, standing.jti_identity)
+    if isinstance(result, Rejected):
+        return Refused(Request(source, trigger, token, standing.emitter, grace), result)
+    identity = result
     home = source.partition if identity is None else idempotency.home_lane(identity.home_by, world.lanes)
-    return Admitted(request, token, authorized, identity, home)
+    return Admitted(source, trigger, token, standing.emitter, grace, standing, authorized, identity, home)
 
 
-def _window_ms(claims: Claims, job: Job, world: World) -> int:
-    lifetime_s = claims.exp - claims.iat + world.grace_s if claims.uses == "once" else 0
-    return max(lifetime_s, job.dedup_window_s) * 1000
+def _window_ms(standing: Standing, world: World) -> int:
+    window_ms, claims = standing.job.dedup_window_s * 1000, standing.token.claims
+    if claims.uses == "once":
+        return max(window_ms, (claims.exp - claims.iat + world.grace_s) * 1000)
+    return window_ms
 
 
 def settle(
@@ -337,22 +288,19 @@ def settle(
     `packed_entry` is what the table holds for `admitted.identity` (batch overlay included); `lane_clock_ms` is
     the lane's clock, by which a trigger's queue age goes. Raises ValueError for an entry that is none.
     """
-    source = admitted.request.source
-    if lane_clock_ms - source.appended_at_ms > world.queue_age_cap_ms:
-        return Refused(admitted.request, Rejected("queue_age_exceeded"))
-    run_id = make_run_id(world.run_seed, source)
-    if admitted.identity is None:
+    source, identity = admitted.source, admitted.identity
+    partition, offset, appended_at_ms = source.partition, source.offset, source.appended_at_ms
+    if lane_clock_ms - appended_at_ms > world.queue_age_cap_ms:
+        return Refused(admitted, Rejected("queue_age_exceeded"))
+    run_id = make_run_id(world.run_seed, partition, offset, appended_at_ms)
+    if identity is None:
         return Accepted(admitted, run_id_text(run_id), None)
-    claims, authorized = admitted.token.claims, admitted.authorized
+    claims, job = admitted.token.claims, admitted.authorized.job
     packed = idempotency.pack(
-        run_id,
-        idempotency.fingerprint(authorized),
-        idempotency.jti_digest(claims, admitted.identity),
-        source.partition,
-        source.offset,
-        source.appended_at_ms,
-        idempotency.window_end_ms(claims, authorized.job.dedup_window_s, source.appended_at_ms, world.grace_s),
-    )
+        run_id, idempotency.fingerprint(admitted.authorized), admitted.standing.jti_identity[:JTI_DIGEST_BYTES],
+        partition, offset, appended_at_ms,
+        idempotency.window_end_ms(claims, job.dedup_window_s, appended_at_ms, world.grace_s),
+    )  # fmt: skip
     if packed_entry is None:
         return Accepted(admitted, run_id_text(run_id), packed)
     new, old = idempotency.unpack(packed), idempotency.unpack(packed_entry)
@@ -366,33 +314,4 @@ def settle(
         case "token_already_used" | "idempotency_key_reused" as code:
             if claims.uses == "many":
                 code = "idempotency_key_reused"  # a webhook token is meant to come again
-            return Refused(admitted.request, Rejected(code), run_id_text(old.run_id))
-
-
-def make_run_id(seed: int, source: Source) -> bytes:
-    """A UUID (RFC 9562 version 7): append time first, the rest from the coordinates. Reprocessing gives the same.
-
-    Multiplying by an odd number is a bijection: two coordinates of one topic never meet in the 74 bits.
-    """
-    rest = ((source.partition << _OFFSET_BITS | source.offset) * _ODD ^ seed) & _REST_MASK
-    number = (source.appended_at_ms & _TIME_MASK) << 80 | _VERSION_AND_VARIANT
-    return (number | rest >> 62 << 64 | rest & _LOW_MASK).to_bytes(16, "big")
-
-
-_OFFSET_BITS: Final = 52  # of 74; leaves 22 for the partition
-_ODD: Final = 0x2D3_4F52_9B61_C8E5_A7D1 & ((1 << 74) - 1) | 1
-_REST_MASK: Final = (1 << 74) - 1
-_LOW_MASK: Final = (1 << 62) - 1
-_TIME_MASK: Final = (1 << 48) - 1
-_VERSION_AND_VARIANT: Final = 0x7 << 76 | 0x2 << 62
-
-
-def run_id_text(run_id: bytes) -> str:
-    text = run_id.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def run_seed(cluster_id: str, topic: str) -> int:
-    """What run ids of one triggers topic have in common."""
-    digest = blake2b(f"{len(cluster_id)}:{cluster_id}{topic}".encode(), digest_size=10).digest()
-    return int.from_bytes(digest, "big") & _REST_MASK
+            return Refused(admitted, Rejected(code), run_id_text(old.run_id))

@@ -10,8 +10,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from app.gate import decide
-from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Memo, Refused, World, run_id_text
+from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Memo, Refused, World
 from app.gate.reasons import REASONS
+from app.gate.run_id import make_run_id, run_id_text
 from app.gate.token import VerifiedToken
 from app.gate.trigger import Record, Trigger
 
@@ -56,10 +57,9 @@ def explain(
             what = f"key {admitted.wanted.kid}" if admitted.wanted.kid else "key set"
             facts = _facts(request.trigger, None) | {"waits_for": f"the {what} of {admitted.wanted.iss}"}
             return Explanation("held", None, None, None, facts, _checks("kid_unknown", stops=True))
-        case Refused():
-            request = admitted.request
-            return _refused(admitted, _facts(request.trigger, request.token))
-    facts = _facts(admitted.request.trigger, admitted.request.token) | {
+        case Refused(request=presented):
+            return _refused(admitted, _facts(presented.trigger, presented.token))
+    facts = _facts(admitted.trigger, admitted.token) | {
         "identity": admitted.identity.digest.hex() if admitted.identity else None,
         "home_by": admitted.identity.home_by if admitted.identity else None,
         "params": admitted.authorized.params,
@@ -81,7 +81,9 @@ def _settled(
             return _refused(verdict, facts)
         case AlreadyCommitted():
             # The table's entry came from this very record: it was accepted, and this is what it became.
-            run_id = run_id_text(decide.make_run_id(world.run_seed, admitted.request.source))
+            source = admitted.source
+            made = make_run_id(world.run_seed, source.partition, source.offset, source.appended_at_ms)
+            run_id = run_id_text(made)
             return Explanation("accepted", None, run_id, admitted.home, facts, _checks(None))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, Literal
 
@@ -20,8 +19,7 @@ ENTRY_VERSION: Final = 1
 # version, run id, fingerprint, jti digest, source partition and offset, append time, end of the window
 _ENTRY: Final = struct.Struct(">B16s16s8sIQQQ")
 ENTRY_BYTES: Final = _ENTRY.size
-_JTI_DIGEST_BYTES: Final = 8
-WEBHOOK_JTIS_REMEMBERED: Final = 20_000
+JTI_DIGEST_BYTES: Final = 8
 _LENGTH: Final = struct.Struct(">I")
 _MURMUR2_SEED: Final = 0x9747B28C  # org.apache.kafka.common.utils.Utils.murmur2
 
@@ -78,11 +76,11 @@ def scope(claims: Claims, job: Job) -> bytes:
     return _prefixed("key", claims.org_id, claims.iss, claims.sub, job.name)
 
 
-def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes) -> Identity | Rejected | None:
+def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes, of_jti: bytes) -> Identity | Rejected | None:
     """The identity of a trigger; None for a webhook trigger without a key, which is a new run by design.
 
-    No key is ever derived from the body. `key_scope` comes from verified claims only, so nobody can take another's
-    key.
+    No key is ever derived from the body. `key_scope` and `of_jti` come from verified claims only, so nobody can take
+    another's key.
     """
     beside = trigger.idempotency_key
     if beside is None and job.idempotency_from_ce_id:
@@ -94,7 +92,7 @@ def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes) -> Id
         if claims.uses == "once":
             if beside is not None:
                 return Rejected("idempotency_key_not_in_token")
-            return Identity(_jti_digest(claims.iss, claims.jti), claims.jti)
+            return Identity(of_jti, claims.jti)
         if beside is None:
             return None
         key = beside
@@ -115,19 +113,9 @@ def fingerprint(authorized: Authorized) -> bytes:
     return blake2b(_LENGTH.pack(len(name)) + name + authorized.requested_canonical, digest_size=16).digest()
 
 
-def jti_digest(claims: Claims, identity: Identity) -> bytes:
-    """Tells whether two triggers of one identity came with the same token."""
-    if identity.home_by is claims.jti:
-        return identity.digest[:_JTI_DIGEST_BYTES]
-    of_token = _webhook_jti_digest if claims.uses == "many" else _jti_digest
-    return of_token(claims.iss, claims.jti)[:_JTI_DIGEST_BYTES]
-
-
-def _jti_digest(iss: str, jti: str) -> bytes:
-    return _digest(_prefixed("jti", iss, jti))
-
-
-_webhook_jti_digest: Final = lru_cache(WEBHOOK_JTIS_REMEMBERED)(_jti_digest)
+def jti_identity(claims: Claims) -> bytes:
+    """The identity of a one-shot token without a key; its start tells whether two triggers had the same token."""
+    return _digest(_prefixed("jti", claims.iss, claims.jti))
 
 
 def window_end_ms(claims: Claims, window_s: int, appended_at_ms: int, grace_s: int) -> int:
@@ -161,4 +149,5 @@ def compare(new: Entry, old: Entry) -> Hit | None:
 
 def home_lane(home_by: str, lanes: int) -> int:
     """The lane whose table holds an identity: where Java's default partitioner puts a record with this key."""
-    return int(murmurhash2(home_by.encode(), _MURMUR2_SEED) & 0x7FFFFFFF) % lanes
+    number: int = murmurhash2(home_by.encode(), _MURMUR2_SEED)
+    return (number & 0x7FFFFFFF) % lanes

@@ -61,42 +61,45 @@ def token_shaped(text: str) -> bool:
     return _COMPACT_TEXT.search(text) is not None or _HANDLE_TEXT.search(text) is not None
 
 
-def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
+def redact(data: bytes, token: bytes | None, fingerprint: str | None = None) -> tuple[bytes, list[bytes]]:
     """`data` with the presented token, and whatever else is shaped like one, replaced; and what was taken out.
 
-    A replacement names the SHA-256 of what stood there: for a token as presented, the start of its fingerprint.
+    A replacement names the SHA-256 of what stood there: for a token as presented, the start of its `fingerprint`,
+    which is made here unless it is known.
     """
-    return _redact_plain(data, token) or _redact_closely(data, token)
+    return _redact_plain(data, token, fingerprint) or _redact_closely(data, token)
 
 
 # Without any of these, and without the presented token or a part of it, no pattern below can match.
 _SUSPICIOUS: Final = (b".", b"%", b"\\", b"\0", b"ref:", b"ZXl", b'"signature"', b'"ciphertext"')
+_AFTER_A_MEMBER: Final = (b'",', b'"}')
 
 
-_AFTER_A_MEMBER: Final = (b",", b"}")
-
-
-def _redact_plain(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]] | None:
+def _redact_plain(data: bytes, token: bytes | None, fingerprint: str | None = None) -> tuple[bytes, list[bytes]] | None:
     """The same for bytes whose only token is the presented one, in quotes or not there; None for any doubt."""
+    if len(data) < _TOKEN_MIN_BYTES:  # too short for any of it
+        return data, []
     rest, taken = data, []
     if token is not None and len(token) >= _TOKEN_MIN_BYTES:
-        before, quoted, after = data.partition(b'"%b"' % token)
-        if quoted:
-            if after[:1] not in _AFTER_A_MEMBER:
+        before, found, after = data.partition(token)
+        if found:
+            if before[-1:] != b'"' or after[:2] not in _AFTER_A_MEMBER:
                 return None
-            rest, taken = before + b'"' + after, [token]
+            rest, taken = before + after, [token]
+            if token in rest:
+                return None
         if len(rest) >= _PIECE_MIN_BYTES:
             for part in token.split(b"."):
                 if len(part) >= _PIECE_MIN_BYTES and part in rest:
                     return None
-        if token in rest:
-            return None
     for mark in _SUSPICIOUS:
         if mark in rest:
             return None
     if not taken:
         return data, []
-    return b'%b"%b"%b' % (before, _mark(token or b""), after), taken
+    if fingerprint is None:
+        return before + _mark(taken[0]) + after, taken
+    return b"%b[redacted sha256:%b]%b" % (before, fingerprint[:_MARK_DIGITS].encode(), after), taken
 
 
 def _mark(removed: bytes) -> bytes:

@@ -17,8 +17,8 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from app.config import Settings
-from app.gate.outputs import Checkpoint
 from app.gate.outputs import checkpoint as checkpoint_record
+from app.gate.records import Checkpoint
 from app.stream.connect import confluent_options
 from app.stream.inspection import (
     DEPLOYMENT_KEY,

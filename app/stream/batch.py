@@ -51,6 +51,7 @@ def _varint(number: int) -> bytes:
 
 _SMALL: Final = tuple(_varint(n) for n in range(1 << 13))
 _SMALL_MAX: Final = len(_SMALL)
+_ZEROS: Final = b"\x00\x00"
 _NO_BYTES: Final = b"\x01"  # a length of -1, zigzag
 HEADER_NAMES_MAX: Final = 1_000
 _header_names: dict[str, bytes] = {}
@@ -65,7 +66,7 @@ def encode(
 ) -> bytes:
     """One transactional batch of all records, in order. Record count ≥ 1."""
     parts: list[bytes] = []
-    append, join, small = parts.append, b"".join, _SMALL
+    small = _SMALL
     # Many records share one tuple of headers: by its identity, which holds while the records do.
     encoded: dict[tuple[int, bool], bytes] = {}
     for delta, record in enumerate(records):
@@ -74,16 +75,18 @@ def encode(
         if tail is None:
             tail = encoded[(id(headers), event)] = _headers(headers, event)
         try:
-            size = small[len(key)]  # type: ignore[arg-type]
-            raw = join((b"\x00\x00", small[delta], size, key, small[len(value)], value, tail))  # type: ignore[arg-type]
+            at, size, value_size = small[delta], small[len(key)], small[len(value)]  # type: ignore[arg-type]
+            length = 2 + len(at) + len(size) + len(key) + len(value_size) + len(value) + len(tail)  # type: ignore[arg-type]
             if event:
-                raw = join((raw, _CE_ID, size, key))  # type: ignore[arg-type]
-            append(small[len(raw)])
+                length += len(_CE_ID) + len(size) + len(key)  # type: ignore[arg-type]
+                # The record's length, attributes and timestamp of zero, offset; key, value, headers, with ce_id last.
+                parts += (small[length], _ZEROS, at, size, key, value_size, value, tail, _CE_ID, size, key)  # type: ignore[arg-type]
+            else:
+                parts += (small[length], _ZEROS, at, size, key, value_size, value, tail)  # type: ignore[arg-type]
         except (IndexError, TypeError):  # something long, or nothing at all
             raw = _long_record(delta, key, value, tail, event)
-            append(_length(len(raw)))
-        append(raw)
-    payload: Any = join(parts)
+            parts += (_length(len(raw)), raw)
+    payload: Any = b"".join(parts)
     if codec == CODECS["lz4"]:
         # Kafka reads only frames of independent blocks (KIP-57).
         compressor = cramjam.lz4.Compressor(level=1, content_checksum=False, block_linked=False)

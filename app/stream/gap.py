@@ -12,7 +12,7 @@ import msgspec
 
 from app.config import Settings
 from app.gate import outputs
-from app.gate.outputs import AuditRecord, Checkpoint, Gap, GapRecord
+from app.gate.records import AuditRecord, Checkpoint, Gap, GapRecord
 from app.stream import administration, restore
 from app.stream.cluster import Cluster
 from app.stream.log import Log, Partition

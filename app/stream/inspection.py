@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from app.config import Kafka, Settings
 from app.gate import outputs
+from app.gate.records import Checkpoint
 from app.stream.connect import confluent_options
 from app.stream.topics import Topic
 
@@ -59,7 +60,7 @@ class Cluster(NamedTuple):
 class FoundCheckpoint(NamedTuple):
     """A lane's newest checkpoint and when the broker appended it."""
 
-    checkpoint: outputs.Checkpoint
+    checkpoint: Checkpoint
     appended_at_ms: int
 
 

@@ -21,7 +21,9 @@ from aiokafka.errors import KafkaError
 
 from app.gate import decide, idempotency, outputs
 from app.gate.decide import Held, Refused
-from app.gate.outputs import Checkpoint, Place, Seal
+from app.gate.original import Seal
+from app.gate.outputs import Place
+from app.gate.records import Checkpoint
 from app.gate.trigger import Record
 from app.stream import restore
 from app.stream.clock import LaneClock
@@ -29,7 +31,7 @@ from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreada
 from app.stream.store import Store, StoreUnusable
 from app.stream.tables import Tables
 from app.stream.topics import Topic
-from app.stream.turn import Behind, Foreign, Handed, Judged, LaneBroken, Turn
+from app.stream.turn import Behind, Foreign, Judged, LaneBroken, Turn
 from app.telemetry import (
     BATCH_RECORDS,
     COMMIT_SECONDS,
@@ -367,14 +369,15 @@ class Lane:
 
     def _judge_handoff(self, record: Record, world: decide.World) -> Judged:
         try:
-            handoff, source, trigger, token = outputs.read_handoff(record.value or b"")
+            handoff, source, trigger = outputs.read_handoff(record.value or b"")
+            token = world.memo.handed_token(bytes(handoff.claims), handoff.token_fingerprint, handoff.insecure)
         except (msgspec.DecodeError, ValueError) as error:
             log.error(Event.HANDOFF_FOREIGN, lane=self.number, offset=record.offset, error=type(error).__name__)
             return Judged(record, Foreign())
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
             return Judged(record, Behind())
         result = decide.readmit(source, trigger, token, world, world.memo)
-        return Judged(record, result, Handed(handoff, source, trigger, token))
+        return Judged(record, result, handoff)
 
     async def _wait_for(self, what: object) -> None:
         """The next record cannot be decided yet: wait for keys or tables, then let the lane look again."""
@@ -456,11 +459,11 @@ class Lane:
         BATCH_RECORDS.observe(turn.triggers_in + turn.handoffs_in)
         COMMIT_SECONDS.observe(seconds)
         for (outcome, code), count in turn.outcomes.items():
-            DECISIONS.labels(outcome, code).inc(count)
+            DECISIONS.labels(outcome, code or "").inc(count)
         if turn.handoffs_out:
             HANDOFFS.inc(turn.handoffs_out)
-        if turn.appended_at_ms:
-            QUEUE_AGE.observe(max(turn.now_ms - min(turn.appended_at_ms), 0) / 1000)
+        if turn.presentations:
+            QUEUE_AGE.observe((turn.now_ms - turn.oldest_ms) / 1000)
         if self._triggers is not None and self._handoffs is not None:
             LANE_LAG.labels(self.number, Topic.TRIGGERS.value).set(self._triggers.backlog)
             LANE_LAG.labels(self.number, Topic.HANDOFFS.value).set(self._handoffs.backlog)

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from app.gate import outputs
-from app.gate.outputs import Checkpoint
+from app.gate.records import Checkpoint
 from app.stream import store as stores
 from app.stream.log import Log, Partition, ReadRecord
 from app.stream.store import Store, StoreLocked

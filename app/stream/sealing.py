@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from app.config import ConfigError
-from app.gate.outputs import Seal
+from app.gate.original import Seal
 
 RECORDS_PER_EPHEMERAL_KEY: Final = 100_000
 _KEY_BITS: Final = 256

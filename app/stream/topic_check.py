@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from app.gate import limits
-from app.gate.outputs import Checkpoint
+from app.gate.records import Checkpoint
 from app.stream.inspection import Cluster, DeploymentRecord, FoundTopic, birth_id_of
 from app.stream.topics import LAYOUT, Topic
 

@@ -12,11 +12,13 @@ from typing import Final
 import msgspec
 
 from app.gate import decide, outputs
-from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Refused, Request, Source, World
-from app.gate.outputs import AuditRecord, Checkpoint, Out, Place, Presentation, Redacted, Seal, Stamp
+from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Presented, Refused, World
+from app.gate.original import Seal
+from app.gate.original import original as redacted
+from app.gate.outputs import Out, Place, Stamp
 from app.gate.reasons import Rejected
-from app.gate.token import VerifiedToken
-from app.gate.trigger import Record, Trigger
+from app.gate.records import AuditRecord, Checkpoint, Handoff, Presentation
+from app.gate.trigger import Record
 from app.stream.log import Partition
 from app.stream.store import Store, StoreUnusable
 from app.stream.topics import Topic
@@ -27,15 +29,6 @@ RECORD_OVERHEAD_BYTES: Final = 300  # key and headers, about
 
 class LaneBroken(Exception):  # noqa: N818
     """An assertion of the lane failed. It stops, loudly: going on could start a job twice."""
-
-
-class Handed(msgspec.Struct, frozen=True):
-    """A handoff as it was read: what the record says, ready to be judged again."""
-
-    handoff: outputs.Handoff
-    source: Source
-    trigger: Trigger
-    token: VerifiedToken
 
 
 class Foreign(msgspec.Struct, frozen=True):
@@ -51,7 +44,7 @@ class Judged(msgspec.Struct, frozen=True):
 
     record: Record
     result: Admitted | Refused | Held | Behind | Foreign
-    handed: Handed | None = None
+    handed: Handoff | None = None  # what the record says, where it is one of handoffs
 
 
 class Turn:
@@ -69,13 +62,10 @@ class Turn:
         self._here: dict[Topic, list[Out]] = {topic: [] for topic in Topic}
         self._away: dict[int, list[Out]] = {}
         self.presentations: list[Presentation] = []
-        self.outcomes: Counter[tuple[str, str]] = Counter()
         self.triggers_in = self.handoffs_in = self.handoffs_out = self.foreign = 0
-        self._jobs = self._accepted = 0
-        self._new_runs: set[str] = set()
-        self._bytes = 0
-        self.last_offsets: dict[Topic, int] = {}
-        self.appended_at_ms: list[int] = []
+        self._accepted = self._bytes = 0
+        self._last_trigger = self._last_handoff = -1
+        self.oldest_ms = now_ms  # append time of the oldest trigger decided; now, where none is older
 
     @property
     def full(self) -> bool:
@@ -91,51 +81,47 @@ class Turn:
 
     def settle(self, items: Sequence[Judged]) -> None:
         """Stage 4 and the outputs of some items, in order. All are taken: judging one again costs a signature."""
+        self._count_in(items)
         wanted = [
-            item.result.identity.digest
+            result.identity.digest
             for item in items
-            if isinstance(item.result, Admitted) and item.result.identity and item.result.home == self.lane
+            if type(result := item.result) is Admitted and result.identity and result.home == self.lane
         ]
         stored = dict(zip(wanted, self._store.get_many(wanted), strict=True)) if wanted else {}
         for item in items:
             match item.result:
-                case Refused():
-                    self._count_in(item)
-                    self._refuse(item, item.result)
                 case Admitted():
-                    self._count_in(item)
                     self._admit(item, item.result, stored)
+                case Refused():
+                    self._refuse(item, item.result)
                 case Foreign():
-                    self.pass_over(item.record)
+                    self.foreign += 1
                 case Held() | Behind():
                     raise LaneBroken("a held trigger reached stage 4")
 
-    def pass_over(self, record: Record) -> None:
-        """A record of the handoffs topic that no gate has written: counted, and nothing else."""
-        self._advance(Topic.HANDOFFS, record.offset)
-        self.handoffs_in += 1
-        self.foreign += 1
-
-    def _advance(self, topic: Topic, offset: int) -> None:
+    def _count_in(self, items: Sequence[Judged]) -> None:
         """Offsets strictly increase, per topic (rule 11)."""
-        if offset <= self.last_offsets.get(topic, -1):
-            raise LaneBroken(f"offset {offset} of {topic} came after {self.last_offsets[topic]}")
-        self.last_offsets[topic] = offset
-
-    def _count_in(self, item: Judged) -> None:
-        self._advance(Topic.TRIGGERS if item.handed is None else Topic.HANDOFFS, item.record.offset)
-        if item.handed is None:
-            self.triggers_in += 1
-        else:
-            self.handoffs_in += 1
+        last_trigger, last_handoff, triggers = self._last_trigger, self._last_handoff, 0
+        for item in items:
+            offset = item.record.offset
+            if item.handed is None and type(item.result) is not Foreign:
+                triggers += 1
+                last_trigger, before = offset, last_trigger
+            else:
+                last_handoff, before = offset, last_handoff
+            if offset <= before:
+                raise LaneBroken(f"offset {offset} came after {before}")
+        self._last_trigger, self._last_handoff = last_trigger, last_handoff
+        self.triggers_in += triggers
+        self.handoffs_in += len(items) - triggers
 
     def _admit(self, item: Judged, admitted: Admitted, stored: dict[bytes, bytes | None]) -> None:
         identity = admitted.identity
-        if identity is not None and admitted.home != self.lane:
-            self._hand_off(item, admitted)
-            return
         packed = None
         if identity is not None:
+            if admitted.home != self.lane:
+                self._hand_off(item, admitted)
+                return
             packed = self.overlay.get(identity.digest) or stored[identity.digest]
         try:
             verdict = decide.settle(admitted, packed, self._lane_clock_ms, self.world)
@@ -145,66 +131,63 @@ class Turn:
             case Accepted():
                 self._accept(verdict)
             case Duplicate():
-                name = admitted.authorized.job.name
-                self._answer(admitted.request, outcome="duplicate", job_name=name, run_id=verdict.run_id)
+                self._answer(admitted, "duplicate", admitted.authorized.job.name, verdict.run_id)
             case Refused():
                 self._refuse(item, verdict)
             case AlreadyCommitted():
-                raise LaneBroken(f"trigger {admitted.request.source.trigger_id} has been committed before")
+                raise LaneBroken(f"trigger {admitted.source.trigger_id} has been committed before")
 
     def _accept(self, verdict: Accepted) -> None:
-        admitted = verdict.admitted
+        admitted, entry = verdict.admitted, verdict.entry
         self._accepted += 1
-        self._new_runs.add(verdict.run_id)
         self._write(Topic.JOBS, outputs.job(verdict, self._stamp))
-        self._jobs += 1
-        if verdict.entry is not None and admitted.identity is not None:
-            self.overlay[admitted.identity.digest] = verdict.entry
-            self._write(Topic.IDEMPOTENCY, Out(admitted.identity.digest, verdict.entry))
-        self._answer(admitted.request, outcome="accepted", job_name=admitted.authorized.job.name, run_id=verdict.run_id)
+        if entry is not None and admitted.identity is not None:
+            digest = admitted.identity.digest
+            self.overlay[digest] = entry
+            self._write(Topic.IDEMPOTENCY, Out(digest, entry))
+        self._answer(admitted, "accepted", admitted.authorized.job.name, verdict.run_id)
 
     def _refuse(self, item: Judged, refused: Refused) -> None:
-        request = refused.request
-        original, sealed = self._original(item)
+        request, token = refused.request, refused.request.token
+        if item.handed is not None:
+            original, sealed = outputs.read_original(item.handed), item.handed.sealed
+        else:
+            text = request.trigger.unverified_token if request.trigger is not None else None
+            original, sealed = redacted(item.record, text, self._seal)
         self._write(Topic.DEAD_LETTERS, outputs.dead_letter(refused, original, sealed, self._stamp))
         # Whoever has not shown a good token learns only what it sent itself.
-        known = request.trigger is not None and request.token is not None
-        self._answer(
-            request, outcome="rejected", job_name=request.trigger.job if known and request.trigger else None,
-            run_id=refused.first_run_id, rejected=refused.rejected,
-        )  # fmt: skip
+        job_name = request.trigger.job if request.trigger is not None and token is not None else None
+        self._answer(request, "rejected", job_name, refused.first_run_id, refused.rejected)
 
     def _hand_off(self, item: Judged, admitted: Admitted) -> None:
-        original, sealed = self._original(item)
+        if item.handed is not None:
+            original, sealed = outputs.read_original(item.handed), item.handed.sealed
+        else:
+            text, token = admitted.trigger.unverified_token, admitted.token
+            original, sealed = redacted(item.record, text, self._seal, token.fingerprint)
         out = outputs.handoff(admitted, original, sealed, self.world.registry_offset, self.world.revocations_offset)
         self._away.setdefault(admitted.home, []).append(out)
         self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
         self.handoffs_out += 1
 
     def _answer(
-        self, request: Request, *, outcome: str, job_name: str | None, run_id: str | None = None,
+        self, request: Presented, outcome: str, job_name: str | None, run_id: str | None,
         rejected: Rejected | None = None,
     ) -> None:  # fmt: skip
         """The one receipt and the one audit entry of a trigger, both from the lane that decides it."""
-        receipt = outputs.receipt(
-            request, self._stamp, outcome=outcome, job_name=job_name, run_id=run_id, rejected=rejected
-        )
-        self._write(Topic.RECEIPTS, receipt)
-        self.presentations.append(
-            outputs.presentation(request, outcome=outcome, job_name=job_name, run_id=run_id, rejected=rejected)
-        )
-        self.outcomes[(outcome, rejected.code if rejected is not None else "")] += 1
-        self.appended_at_ms.append(request.source.appended_at_ms)
-
-    def _original(self, item: Judged) -> tuple[Redacted, str | None]:
-        if item.handed is not None:
-            return item.handed.handoff.redacted, item.handed.handoff.sealed
-        trigger = item.result.request.trigger if isinstance(item.result, Admitted | Refused) else None
-        return outputs.original(item.record, trigger.unverified_token if trigger else None, self._seal)
+        self._write(Topic.RECEIPTS, outputs.receipt(request, self._stamp, outcome, job_name, run_id, rejected))
+        self.presentations.append(outputs.presentation(request, outcome, job_name, run_id, rejected))
+        appended_at_ms = request.source.appended_at_ms
+        self.oldest_ms = min(self.oldest_ms, appended_at_ms)
 
     def _write(self, topic: Topic, out: Out) -> None:
         self._here[topic].append(out)
         self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
+
+    @property
+    def outcomes(self) -> Counter[tuple[str, str | None]]:
+        """How many triggers became what: outcome and reason."""
+        return Counter([(line.outcome, line.reason) for line in self.presentations])
 
     @property
     def parts(self) -> dict[Partition, list[Out]]:
@@ -220,8 +203,10 @@ class Turn:
                 f"{self.triggers_in} triggers and {self.handoffs_in} handoffs came in, "
                 f"{answered} receipts and {self.handoffs_out} handoffs would go out"
             )
-        if not self._accepted == self._jobs == len(self._new_runs):
-            raise LaneBroken(f"{self._accepted} accepted, {self._jobs} jobs, {len(self._new_runs)} runs")
+        jobs = self._here[Topic.JOBS]
+        runs = len({out.key for out in jobs})
+        if not self._accepted == len(jobs) == runs:
+            raise LaneBroken(f"{self._accepted} accepted, {len(jobs)} jobs, {runs} runs")
         if self.presentations:
             sequence = checkpoint.sequence + 1
             audit = outputs.audit(AuditRecord(self.lane, sequence, checkpoint.audit_head_sha256, self.presentations))

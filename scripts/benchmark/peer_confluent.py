@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaException, Producer, TopicPartition
 
-from app.gate.outputs import Checkpoint
+from app.gate.records import Checkpoint
 from app.gate.trigger import Record
 from app.stream.store import Store, open_store
 from app.stream.topics import OUTPUT_MAX_BYTES, Topic

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from app.gate import redact
 from app.gate import trigger as triggers
-from app.gate.quick import quick_object, quick_trigger
+from app.gate.claims import ClaimRefused, claims_of_quick, read_claims
+from app.gate.quick import quick_claims, quick_trigger
 from app.gate.strict_json import JSONRefused, loads_object
 from app.gate.trigger import Record, Trigger, parse
 
@@ -62,32 +63,110 @@ def test_triggers_read_quickly_are_read_the_same(envelope: dict[str, object], fu
 def test_triggers_of_mutated_bytes_are_read_the_same(monkeypatch: pytest.MonkeyPatch):
     chance = random.Random(20260101)
     base = orjson.dumps(PLAIN | {"idempotency_key": "order:7"})
-    alphabet = [b'"', b":", b"{", b"}", b",", b"\\", b".", b"a", b"\x00", b"\xff", b"1", b'"token":"x",', b'"n":1,', b"ref:"]
+    alphabet = [
+        b'"',
+        b":",
+        b"{",
+        b"}",
+        b",",
+        b"\\",
+        b".",
+        b"a",
+        b"\x00",
+        b"\xff",
+        b"1",
+        b'"token":"x",',
+        b'"n":1,',
+        b"ref:",
+    ]
     for _ in range(4_000):
         at = chance.randrange(len(base))
         raw = base[:at] + chance.choice(alphabet) + base[at + chance.randrange(3) :]
         assert without_canonical(parse(record(raw))) == without_canonical(fully(raw, monkeypatch)), raw
 
 
-@settings(max_examples=800, deadline=None)
-@given(values, texts)
-def test_claims_read_quickly_are_strict_json(value: object, text: str):
-    raw = orjson.dumps(
-        {"iss": text, "exp": 5, "authorization_details": [{"type": "job_trigger", "jobs": [text]}], "sub": value}
-    )
-    quick = quick_object(raw)
-    if quick is not None:
-        assert quick == loads_object(raw)
+CLAIMS = {
+    "iss": "https://issuer.example", "aud": "tollgate:t.", "sub": "service:ci", "org_id": "acme", "iat": 1_700_000_000,
+    "nbf": 1_700_000_000, "exp": 1_700_003_600, "jti": "0a1b2c", "uses": "once",
+    "authorization_details": [{"type": "job_trigger", "actions": ["106-Trigger"], "jobs": ["reports/nightly"]}],
+}  # fmt: skip
+grants = st.dictionaries(st.sampled_from(["type", "actions", "jobs", "params", "other"]), values, max_size=3)
+changed_claims = st.dictionaries(
+    st.sampled_from([*CLAIMS, "idempotency_key", "other"]), values | st.lists(grants, max_size=2), max_size=3
+)
 
 
-@pytest.mark.parametrize("doubled", [b'"exp":5,', b'"iss":"a",', b'"authorization_details":[],'])
+def claims_fully(raw: bytes) -> object:
+    try:
+        return read_claims(loads_object(raw), "k1", "trigger", "tollgate:t.")
+    except (ClaimRefused, JSONRefused):
+        return None
+
+
+def claims_quickly(raw: bytes) -> object:
+    """None where the quick reading leaves it to the full one."""
+    quick = quick_claims(raw)
+    if quick is None or quick[1][-1] != "tollgate:t.":
+        return None
+    assert quick[0] == loads_object(raw)
+    return claims_of_quick(quick[1], quick[0]["iss"], "k1", "trigger")
+
+
+def test_usual_claims_are_read_quickly():
+    assert claims_quickly(orjson.dumps(CLAIMS)) is not None
+    assert claims_quickly(orjson.dumps(CLAIMS | {"idempotency_key": "order-7", "uses": "many"})) is not None
+
+
+@settings(max_examples=1500, deadline=None)
+@given(changed_claims)
+def test_claims_read_quickly_are_read_the_same(changes: dict[str, object]):
+    raw = orjson.dumps(CLAIMS | changes)
+    assert claims_quickly(raw) in (None, claims_fully(raw))
+
+
+def test_claims_of_mutated_bytes_are_read_the_same():
+    chance = random.Random(20260102)
+    base = orjson.dumps(CLAIMS | {"idempotency_key": "order:7"})
+    alphabet = [
+        b'"',
+        b":",
+        b"{",
+        b"}",
+        b",",
+        b"\\",
+        b" ",
+        b"a",
+        b"\x00",
+        b"\xff",
+        b"1",
+        b'"exp":5,',
+        b'"uses":"many",',
+        b"e9",
+    ]
+    for _ in range(4_000):
+        at = chance.randrange(len(base))
+        raw = base[:at] + chance.choice(alphabet) + base[at + chance.randrange(3) :]
+        assert claims_quickly(raw) in (None, claims_fully(raw)), raw
+
+
+@pytest.mark.parametrize(
+    "doubled", [b'"exp":5,', b'"iss":"a",', b'"authorization_details":[],', b'"exp":1e9,"jti":"",']
+)
 def test_claims_with_a_member_given_twice_are_not_read_quickly(doubled: bytes):
-    raw = b'{"iss":"https://i","exp":5,"authorization_details":[{"type":"job_trigger","jobs":["a"]}]}'
-    assert quick_object(raw) is not None
-    twice = b"{" + doubled + raw[1:]
-    assert quick_object(twice) is None
+    twice = b"{" + doubled + orjson.dumps(CLAIMS)[1:]
+    assert quick_claims(twice) is None
     with pytest.raises(JSONRefused):
         loads_object(twice)
+
+
+@pytest.mark.parametrize(
+    "doubled", [b'"job":"a",', b'"params":{"a":1e300},', b'"token":"x",', b'"params":{},"job":"",']
+)
+@pytest.mark.parametrize("spaces", [b"", b" "])
+def test_a_trigger_with_a_member_given_twice_is_not_read_quickly(doubled: bytes, spaces: bytes):
+    raw = orjson.dumps(PLAIN | {"params": {"far": 123456789012345}}).replace(b",", b"," + spaces)
+    assert quick_trigger(raw) is not None
+    assert quick_trigger(b"{" + doubled + raw[1:]) is None
 
 
 pieces = st.lists(

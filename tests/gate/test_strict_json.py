@@ -130,7 +130,11 @@ def test_what_everyone_reads_alike_is_read(raw):
 
 TEXTS = st.text(st.sampled_from('a:"\\/{}[]é\n\x01u003'), max_size=6)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**16), 10**16) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**16), 10**16)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )

@@ -471,8 +471,9 @@ async def test_two_stores_put_in_each_others_place_are_both_wiped(deployment: De
 
 def test_every_checkpoint_written_can_be_read() -> None:
     from app.gate import outputs
+    from app.gate.records import Checkpoint
 
-    row = outputs.Checkpoint(3, 12, "birth", 981, 1043, 12, 0, "0" * 64)
+    row = Checkpoint(3, 12, "birth", 981, 1043, 12, 0, "0" * 64)
     written = outputs.checkpoint(row)
     assert outputs.read_checkpoint(written.value or b"") == row
     assert json.loads(written.value or b"")["lane"] == 3

@@ -1,0 +1,60 @@
+"""The original of a dead letter: a record as it came, less every token. What was taken out travels only sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from app.gate import limits
+from app.gate.records import Redacted
+from app.gate.redact import redact
+from app.gate.trigger import Record
+
+# What was taken out of a record, bound to its trigger id and content → JWE compact; None without a sealing key.
+Seal = Callable[[Sequence[bytes], str, bytes], str | None]
+
+_HEADER_NAME_MAX: Final = 64
+# Headers of the original that a dead letter keeps by name; others are kept when their names are plain and not ours.
+_DROPPED_NAMES: Final = ("authorization", "proxy-authorization", "cookie", "x-api-key")
+_KEPT_OF_OURS: Final = ("tollgate-job", "tollgate-correlation-id")
+
+
+def original(
+    record: Record, unverified_token: str | None, seal: Seal, fingerprint: str | None = None
+) -> tuple[Redacted, str | None]:
+    """The record less its tokens, and what was taken out, sealed to ops. `fingerprint`: the token's, if it is known."""
+    token = unverified_token.encode() if unverified_token else None
+    taken: list[bytes] = []
+
+    def clean(data: bytes) -> bytes:
+        kept, removed = redact(data, token, fingerprint)
+        taken.extend(removed)
+        return kept
+
+    key = None if record.key is None else clean(record.key)
+    value = None if record.value is None else clean(record.value)
+    headers = _clean_headers(record.headers, clean, taken) if record.headers else ()
+    trigger_id = f"{record.partition}-{record.offset}"
+    return Redacted(key, value, headers), seal(taken, trigger_id, record.value or b"") if taken else None
+
+
+def _clean_headers(
+    given: Sequence[tuple[str, bytes | None]], clean: Callable[[bytes], bytes], taken: list[bytes]
+) -> tuple[tuple[str, bytes], ...]:
+    headers: list[tuple[str, bytes]] = []
+    for name, content in given[: limits.HEADERS_MAX]:
+        if name.lower() in _DROPPED_NAMES:
+            taken.append(content or b"")
+        elif _kept(name):
+            headers.append((name, clean(content or b"")))
+    # As base64, in a handoff; beyond the limit they are told by the reason, and the value still says what it was.
+    if sum(len(name) + (len(content) + 2) // 3 * 4 for name, content in headers) > limits.HEADERS_MAX_BYTES * 4 // 3:
+        return ()
+    return tuple(headers)
+
+
+def _kept(name: str) -> bool:
+    lower = name.lower()
+    if lower.startswith("tollgate-"):
+        return lower in _KEPT_OF_OURS
+    return len(name) <= _HEADER_NAME_MAX and name.isascii() and name.isprintable() and not lower.startswith("__")

@@ -1,0 +1,168 @@
+"""What a decision may know beside the record, and what a verified token may do in it.
+
+A World is one value, replaced whole when a table changes. What its decisions have in common is remembered in its Memo
+and never carried into another World: a key removed, a job edited, a subject revoked start from nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from app.gate import idempotency
+from app.gate.keyset import KeyRing
+from app.gate.policy import Job, Revocations, TrustRule, check_bearer, check_time, permit
+from app.gate.reasons import Rejected
+from app.gate.records import IssuerAndSubject, TokenReference
+from app.gate.token import Claims, VerifiedToken
+
+MEMO_MAX: Final = 20_000  # webhook tokens, about 2 KiB each; and bearers
+PERMITTED_MAX: Final = 1_000  # kinds of grants of one bearer
+
+_encode = msgspec.json.Encoder().encode
+_decode_claims = msgspec.json.Decoder(Claims).decode
+
+
+class Bearer(msgspec.Struct, frozen=True):
+    """What the bearer of a token may in one world: the part of a decision that its tokens have in common."""
+
+    rule: TrustRule
+    refused: Rejected | None  # organisation, class or subject
+    emitter: str  # a handle that names nobody
+    identity: IssuerAndSubject
+    # (uses, actions, jobs granted, job asked for) → the definition and the scope of its keys
+    permitted: dict[tuple[object, ...], tuple[Job, bytes]]
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What one token may do with one job in one world: all of a decision that its triggers have in common."""
+
+    token: VerifiedToken
+    job: Job
+    emitter: str
+    key_scope: bytes
+    jti_identity: bytes  # 16 bytes
+    from_ms: int  # the token's own time, without grace
+    until_ms: int
+    identity: IssuerAndSubject
+    reference: TokenReference
+    written: list[msgspec.Raw]  # the claims as a handoff carries them, once they were written
+
+    def claims_json(self) -> msgspec.Raw:
+        if not self.written:
+            self.written.append(msgspec.Raw(_encode(self.token.claims)))
+        return self.written[0]
+
+
+class Memo:
+    """What one world's decisions have in common. Never carried into another world.
+
+    What was presented is known by its whole text, which only its bearer has; a fingerprint, which anyone may read,
+    names what other gates have handed here and never opens anything to who shows it.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, VerifiedToken] = {}  # webhook tokens, verified in this world, by their text
+        self.bearers: dict[tuple[str, str, str, str], Bearer] = {}  # issuer, subject, organisation, class
+        self.presented: dict[str, Standing] = {}  # of webhook tokens, by their text
+        self.handed_tokens: dict[str, tuple[bytes, VerifiedToken]] = {}  # by fingerprint: the claims as they came
+        self.handed: dict[str, Standing] = {}  # by fingerprint
+
+    def keep(self, text: str, token: VerifiedToken) -> None:
+        """One-shot tokens come once: keeping them would only push out the others."""
+        if token.claims.uses == "many":
+            _room(self.tokens)
+            self.tokens[text] = token
+
+    def keep_standing(self, seen: dict[str, Standing], name: str, standing: Standing) -> None:
+        if standing.token.claims.uses == "many":
+            _room(seen)
+            seen[name] = standing
+
+    def handed_token(self, claims_json: bytes, fingerprint: str, insecure: bool) -> VerifiedToken:
+        """The token of a handoff. Raises msgspec.DecodeError for claims no gate has written."""
+        known = self.handed_tokens.get(fingerprint)
+        if known is not None and known[0] == claims_json and known[1].insecure is insecure:
+            return known[1]
+        token = VerifiedToken(_decode_claims(claims_json), fingerprint, insecure)
+        if token.claims.uses == "many":
+            _room(self.handed_tokens)
+            self.handed_tokens[fingerprint] = (claims_json, token)
+        return token
+
+
+def _room(memory: dict[Any, Any]) -> None:
+    if len(memory) >= MEMO_MAX:
+        memory.clear()
+
+
+class World(msgspec.Struct, frozen=True):
+    """Everything a decision may know beside the record: one value, replaced whole when a table changes."""
+
+    audience: str
+    lanes: int
+    grace_s: int
+    queue_age_cap_ms: int
+    max_window_ms: int  # what the idempotency topic is sure to keep
+    run_seed: int  # digest of cluster and topic: run ids of two deployments never meet
+    ring: KeyRing
+    rules: Mapping[str, TrustRule]
+    jobs: Mapping[str, Job]
+    revocations: Revocations
+    registry_offset: int = 0  # how far the two tables had been read
+    revocations_offset: int = 0
+    # Of this world alone: what was verified with keys of the one before must not outlive it.
+    memo: Memo = msgspec.field(default_factory=Memo)
+
+
+def bearer_of(claims: Claims, world: World, memo: Memo) -> Bearer | None:
+    """None when no trust rule names the issuer."""
+    name = (claims.iss, claims.sub, claims.org_id, claims.token_class)
+    bearer = memo.bearers.get(name)
+    if bearer is None:
+        rule = world.rules.get(claims.iss)
+        if rule is None:
+            return None
+        who = IssuerAndSubject(claims.iss, claims.sub)
+        bearer = Bearer(rule, check_bearer(claims, rule), emitter(claims), who, {})
+        _room(memo.bearers)
+        memo.bearers[name] = bearer
+    return bearer
+
+
+def emitter(claims: Claims) -> str:
+    """A handle for who emitted, the same for one identity, that names nobody: a digest of issuer and subject."""
+    issuer = claims.iss.encode()
+    return blake2b(len(issuer).to_bytes(4, "big") + issuer + claims.sub.encode(), digest_size=16).hexdigest()
+
+
+def stand(
+    token: VerifiedToken, bearer: Bearer, job: str | None, appended_at_ms: int, world: World
+) -> Standing | Rejected:
+    """The rest of stage 2 and the half of stage 3 that looks at no parameter, in the order of the reasons."""
+    claims = token.claims
+    # 2 verify: the token's time, its bearer, revocation
+    refusal = check_time(claims, bearer.rule, appended_at_ms, world.grace_s) or bearer.refused
+    if refusal is not None:
+        return refusal
+    if world.revocations.covers(claims):
+        return Rejected("token_revoked")
+    # 3 authorize: the job
+    grant = claims.grant
+    asked = (claims.uses, grant.actions, grant.jobs, job)
+    permitted = bearer.permitted.get(asked)
+    if permitted is None:
+        definition = permit(claims, bearer.rule, world.jobs, job)
+        if isinstance(definition, Rejected):
+            return definition
+        if len(bearer.permitted) >= PERMITTED_MAX:
+            bearer.permitted.clear()
+        permitted = bearer.permitted[asked] = (definition, idempotency.scope(claims, definition))
+    return Standing(
+        token, permitted[0], bearer.emitter, permitted[1], idempotency.jti_identity(claims),
+        max(claims.iat, claims.nbf) * 1000, claims.exp * 1000, bearer.identity,
+        TokenReference(claims.jti, claims.kid, token.fingerprint), [],
+    )  # fmt: skip
