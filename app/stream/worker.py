@@ -35,6 +35,7 @@ from app.stream.topics import Topic
 from app.trust import JwksFollower
 
 GROUP_OFFSETS_EVERY_S: Final = 1.0
+COLLECT_AFTER_OBJECTS: Final = 200_000  # more than a turn makes
 GAUGES_EVERY_S: Final = 5.0
 STUCK_AFTER_S: Final = 30.0  # a running lane that has not been round its loop for so long is not alive
 NEVER_MS: Final = 2**31 - 1
@@ -195,7 +196,6 @@ class Worker:
             await self._tell_group()
             if time.monotonic() - gauges_at_s > GAUGES_EVERY_S:
                 gauges_at_s = time.monotonic()
-                gc.collect()
                 for lane in self._mine():
                     lane.gauge()
 
@@ -218,6 +218,7 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
 
 def run(settings: Settings, found: topic_check.Deployment, index: int) -> None:
     """Work on topics that were found right, until told to stop. Raises ConfigError or KafkaError."""
+    _quiet_collector()
     asyncio.run(_run(settings, found, index))
 
 
@@ -226,7 +227,9 @@ async def _run(settings: Settings, found: topic_check.Deployment, index: int) ->
 
 
 def _quiet_collector() -> None:
-    """Decisions make many objects and no cycles: the collector looks when there is a moment (`_chores`)."""
-    gc.collect()
+    """Decisions make many objects and no cycles. By default the collector would look at a turn's own dozens of times.
+
+    It still looks when objects pile up that a turn does not let go.
+    """
     gc.freeze()
-    gc.disable()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, 20, 50)

@@ -98,7 +98,8 @@ changed_claims = st.dictionaries(
 
 def claims_fully(raw: bytes) -> object:
     try:
-        return read_claims(loads_object(raw), "k1", "trigger", "tollgate:t.")
+        members = loads_object(raw)
+        return read_claims(members, "k1", "trigger", "tollgate:t.") if type(members.get("iss")) is str else None
     except (ClaimRefused, JSONRefused):
         return None
 
