@@ -61,23 +61,23 @@ def token_shaped(text: str) -> bool:
     return _COMPACT_TEXT.search(text) is not None or _HANDLE_TEXT.search(text) is not None
 
 
-def redact(data: bytes, token: bytes | None, fingerprint: str | None = None) -> tuple[bytes, list[bytes]]:
+def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
     """`data` with the presented token, and whatever else is shaped like one, replaced; and what was taken out.
 
-    A replacement names the SHA-256 of what stood there: for a token as presented, the start of its `fingerprint`,
-    which is made here unless it is known.
+    A replacement names the SHA-256 of what stood there: for a token as presented, the start of its fingerprint.
     """
-    return _redact_plain(data, token, fingerprint) or _redact_closely(data, token)
+    return _redact_plain(data, token) or _redact_closely(data, token)
 
 
 # Without any of these, and without the presented token or a part of it, no pattern below can match.
 _SUSPICIOUS: Final = (b".", b"%", b"\\", b"\0", b"ref:", b"ZXl", b'"signature"', b'"ciphertext"')
+_SUSPICIOUS_TEXT: Final = tuple(mark.decode() for mark in _SUSPICIOUS)
 _AFTER_A_MEMBER: Final = (b'",', b'"}')
 
 
-def _redact_plain(data: bytes, token: bytes | None, fingerprint: str | None = None) -> tuple[bytes, list[bytes]] | None:
+def _redact_plain(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]] | None:
     """The same for bytes whose only token is the presented one, in quotes or not there; None for any doubt."""
-    if len(data) < _TOKEN_MIN_BYTES:  # too short for any of it
+    if len(data) < _PIECE_MIN_BYTES and _is_word(data, token):
         return data, []
     rest, taken = data, []
     if token is not None and len(token) >= _TOKEN_MIN_BYTES:
@@ -97,13 +97,39 @@ def _redact_plain(data: bytes, token: bytes | None, fingerprint: str | None = No
             return None
     if not taken:
         return data, []
-    if fingerprint is None:
-        return before + _mark(taken[0]) + after, taken
-    return b"%b[redacted sha256:%b]%b" % (before, fingerprint[:_MARK_DIGITS].encode(), after), taken
+    return before + _mark(taken[0]) + after, taken
+
+
+def redact_presented(data: bytes, token: str, fingerprint: str, others: str) -> tuple[bytes, list[bytes]] | None:
+    """The same for a trigger whose value is an object of texts: the verified token, and `others`, which holds every
+    other text and name in it as a reader sees them. None for any doubt.
+    """
+    for mark in _SUSPICIOUS_TEXT:
+        if mark in others:
+            return None
+    if len(others) >= _PIECE_MIN_BYTES:
+        for part in token.split("."):
+            if len(part) >= _PIECE_MIN_BYTES and part in others:
+                return None
+    presented = token.encode()
+    start = data.find(presented[:_PIECE_MIN_BYTES])
+    end = start + len(presented)
+    if data[start:end] != presented or data[start - 1 : start] != b'"' or data[end : end + 2] not in _AFTER_A_MEMBER:
+        return None
+    return data[:start] + _known_mark(fingerprint) + data[end:], [presented]
+
+
+def _is_word(data: bytes, token: bytes | None) -> bool:
+    """Whether it is too short for anything but a short presented token, and holds no odd byte."""
+    return (token is None or len(token) > len(data)) and not data.translate(None, _BASE64URL)
 
 
 def _mark(removed: bytes) -> bytes:
-    return b"[redacted sha256:%b]" % sha256(removed).hexdigest()[:_MARK_DIGITS].encode()
+    return _known_mark(sha256(removed).hexdigest())
+
+
+def _known_mark(digest: str) -> bytes:
+    return b"[redacted sha256:%b]" % digest[:_MARK_DIGITS].encode()
 
 
 def _redact_closely(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:

@@ -13,8 +13,7 @@ import msgspec
 
 from app.gate import decide, outputs
 from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Presented, Refused, World
-from app.gate.original import Seal
-from app.gate.original import original as redacted
+from app.gate.original import Seal, original, original_of_verified
 from app.gate.outputs import Out, Place, Stamp
 from app.gate.reasons import Rejected
 from app.gate.records import AuditRecord, Checkpoint, Handoff, Presentation
@@ -150,22 +149,22 @@ class Turn:
     def _refuse(self, item: Judged, refused: Refused) -> None:
         request, token = refused.request, refused.request.token
         if item.handed is not None:
-            original, sealed = outputs.read_original(item.handed), item.handed.sealed
+            shown, sealed = outputs.read_original(item.handed), item.handed.sealed
         else:
             text = request.trigger.unverified_token if request.trigger is not None else None
-            original, sealed = redacted(item.record, text, self._seal)
-        self._write(Topic.DEAD_LETTERS, outputs.dead_letter(refused, original, sealed, self._stamp))
+            shown, sealed = original(item.record, text, self._seal)
+        self._write(Topic.DEAD_LETTERS, outputs.dead_letter(refused, shown, sealed, self._stamp))
         # Whoever has not shown a good token learns only what it sent itself.
         job_name = request.trigger.job if request.trigger is not None and token is not None else None
         self._answer(request, "rejected", job_name, refused.first_run_id, refused.rejected)
 
     def _hand_off(self, item: Judged, admitted: Admitted) -> None:
         if item.handed is not None:
-            original, sealed = outputs.read_original(item.handed), item.handed.sealed
+            shown, sealed = outputs.read_original(item.handed), item.handed.sealed
         else:
-            text, token = admitted.trigger.unverified_token, admitted.token
-            original, sealed = redacted(item.record, text, self._seal, token.fingerprint)
-        out = outputs.handoff(admitted, original, sealed, self.world.registry_offset, self.world.revocations_offset)
+            fingerprint = admitted.token.fingerprint
+            shown, sealed = original_of_verified(item.record, admitted.trigger, fingerprint, self._seal)
+        out = outputs.handoff(admitted, shown, sealed, self.world.registry_offset, self.world.revocations_offset)
         self._away.setdefault(admitted.home, []).append(out)
         self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
         self.handoffs_out += 1

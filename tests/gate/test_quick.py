@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import orjson
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from app.gate import redact
 from app.gate import trigger as triggers
 from app.gate.claims import ClaimRefused, claims_of_quick, read_claims
+from app.gate.original import original, original_of_verified
 from app.gate.quick import quick_claims, quick_trigger
 from app.gate.strict_json import JSONRefused, loads_object
+from app.gate.token import fingerprint
 from app.gate.trigger import Record, Trigger, parse
 
 TOKEN = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJodHRwczovL2kifQ.c2lnbmF0dXJl"
@@ -191,3 +194,26 @@ def test_bytes_redacted_plainly_are_redacted_the_same(parts: list[bytes], presen
 
 def test_a_plain_trigger_is_redacted_plainly():
     assert redact._redact_plain(orjson.dumps(PLAIN), TOKEN.encode()) is not None
+
+
+odd = texts | st.sampled_from(
+    ["100%41", "ZXlKaGJHY2lPaUpGVXpJMU5pSjk", "signature", "AAAAAAAAAAAAAAAA", TOKEN.split(".")[1], "a\nb"]
+)
+
+
+@settings(max_examples=3000, deadline=None)
+@given(st.dictionaries(odd, odd | st.integers(0, 9), max_size=3), odd, odd, st.booleans(), st.none() | odd)
+def test_originals_of_verified_triggers_are_those_of_all(
+    params: dict[str, object], job: str, key: str, keyed: bool, record_key: str | None
+):
+    token = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJodHRwczovL2kifQ." + "A" * 86
+    value = {"params": params, "token": token, "job": job} | ({"idempotency_key": key} if keyed else {})
+    for raw in (orjson.dumps(value), json.dumps(value, ensure_ascii=False).encode()):
+        came = Record(0, 7, 0, True, None if record_key is None else record_key.encode(), raw, ())
+        parsed = parse(came)
+        if not isinstance(parsed, Trigger):
+            continue
+        done = original_of_verified(came, parsed, fingerprint(token), lambda taken, *_: repr(taken))
+        assert done == original(came, token, lambda taken, *_: repr(taken))
+        closely, _ = redact._redact_closely(raw, token.encode())
+        assert done[0].value == closely
