@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def found(bootstrap: str, prefix: str, lanes: int, issuer: OtherIssuer, director
 class GateProcess:
     """One gate; may be killed and started again with the same state directory."""
 
-    def __init__(self, name: str, directory: Path, env: dict[str, str]) -> None:
+    def __init__(self, name: str, directory: Path, env: dict[str, str], command: Sequence[str] = COMMAND) -> None:
         self.name, self.starts = name, 0
+        self._command = command
         self.log_file = directory / f"{name}.log"
         self._directory = directory
         self._env = env | {"TOLLGATE_GATE__STATE_DIR": str(directory / f"{name}-state")}
@@ -66,7 +68,7 @@ class GateProcess:
         self.starts += 1
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, "gate", "--workers", "1"], env=self._env, cwd=self._directory, stdout=log, stderr=log
+                [*self._command, "gate", "--workers", "1"], env=self._env, cwd=self._directory, stdout=log, stderr=log
             )
 
     def signal(self, number: signal.Signals) -> None:

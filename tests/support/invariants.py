@@ -42,6 +42,7 @@ class Sent(NamedTuple):
 
     identity: str | None
     intended: Literal["good", "rejected"]
+    reason: str | None = None  # the code a refusal must give, where one is meant
 
 
 @dataclass
@@ -118,6 +119,8 @@ def verdicts_as_intended(ledger: Ledger, seen: Seen) -> Iterator[str]:
         sent = ledger.sent.get(row["trigger_id"])
         if sent is not None and (sent.intended == "rejected") is not (row["outcome"] == "rejected"):
             yield f"trigger {row['trigger_id']} was meant {sent.intended}, is {row['outcome']} ({row['reason']})"
+        elif sent is not None and sent.reason not in (None, row["reason"]):
+            yield f"trigger {row['trigger_id']} was meant {sent.reason}, is {row['reason']}"
 
 
 def one_job_per_identity(ledger: Ledger, seen: Seen) -> Iterator[str]:

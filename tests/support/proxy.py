@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
+import socket
 import struct
 import threading
 from collections import Counter
@@ -23,6 +25,7 @@ PRODUCE, FETCH, METADATA, FIND_COORDINATOR = 0, 1, 3, 10
 INIT_PRODUCER_ID, ADD_PARTITIONS_TO_TXN, END_TXN, DESCRIBE_CLUSTER = 22, 24, 26, 60
 _HOLD_ADDRESSES = {METADATA, FIND_COORDINATOR, DESCRIBE_CLUSTER}
 _HOST = "127.0.0.1"
+WEATHER_TICK_S = 0.05
 
 
 class Side(Enum):
@@ -37,6 +40,7 @@ class Fate(Enum):
     DROP = "drop"
     HOLD = "hold"  # until `let_go`; later frames of the same direction of the connection queue behind it
     CUT = "cut"  # both sides of its connection are closed, and it is gone
+    ORPHAN = "orphan"  # the client's side is closed; the request reaches the broker when `deliver` says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,27 @@ class Epoch:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What befalls every frame; of one broker, by its place in the order of `_brokers`, or of all."""
+
+    delay_s: float = 0.0
+    jitter_s: float = 0.0
+    bytes_per_s: float = 0.0  # 0: unlimited
+    slice_bytes: int = 0  # most bytes of one write; 0: whole frames
+    holes: frozenset[Side] = frozenset()  # nothing of these passes while it lasts
+    broker: int | None = None
+
+
+@dataclass(slots=True)
+class _Orphan:
+    """A request whose client has gone, and its way to the broker."""
+
+    data: bytes
+    reader: asyncio.StreamReader | None = None  # the broker's side, once the client's is closed
+    writer: asyncio.StreamWriter | None = None
+
+
 Judge = Callable[[Frame], Fate]
 
 
@@ -81,6 +106,10 @@ class KafkaProxy:
         self.judge = judge
         self.seen: Counter[tuple[Side, int]] = Counter()
         self.epochs: list[Epoch] = []
+        self.late: list[int] = []  # error codes the broker gave orphans (EndTxn and InitProducerId: after the throttle)
+        self.weather: Weather | None = None
+        self._orphans: dict[int, _Orphan] = {}
+        self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kafka-proxy", daemon=True)
         self._ports: dict[tuple[str, int], int] = {}
@@ -110,6 +139,39 @@ class KafkaProxy:
     def let_go(self) -> None:
         """Pass on what is held."""
         self._loop.call_soon_threadsafe(self._open.set)
+
+    def deliver(self, connection: int) -> None:
+        """Send the orphan of a connection on to its broker now."""
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._deliver(connection)))
+
+    def reset(self) -> None:
+        """RST on both sides of every connection."""
+        self._loop.call_soon_threadsafe(self._reset)
+
+    def _reset(self) -> None:
+        for writer in self._writers:
+            raw = writer.get_extra_info("socket")
+            if raw is not None:
+                with contextlib.suppress(OSError):
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    def _spawn(self, work) -> None:  # type: ignore[no-untyped-def]
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, connection: int) -> None:
+        orphan = self._orphans[connection]
+        while orphan.reader is None or orphan.writer is None:
+            await asyncio.sleep(0.001)
+        del self._orphans[connection]
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            orphan.writer.write(orphan.data)
+            size = await orphan.reader.readexactly(4)
+            answer = await orphan.reader.readexactly(int.from_bytes(size, "big"))
+            self.late.append(int.from_bytes(answer[8:10], "big", signed=True))
+        orphan.writer.close()
 
     def _call(self, work) -> None:  # type: ignore[no-untyped-def]
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
@@ -143,23 +205,29 @@ class KafkaProxy:
             return
         asked: dict[int, tuple[int, int]] = {}
         number = next(self._numbers)
-        pumps = [
-            asyncio.ensure_future(self._pump(Side.REQUEST, number, reader, up_writer, asked)),
-            asyncio.ensure_future(self._pump(Side.ANSWER, number, up_reader, writer, asked)),
-        ]
+        place = list(self._ports).index(broker)
+        self._writers |= {writer, up_writer}
+        answers = asyncio.ensure_future(self._pump(Side.ANSWER, number, place, up_reader, writer, asked))
+        requests = asyncio.ensure_future(self._pump(Side.REQUEST, number, place, reader, up_writer, asked))
+        pumps = [answers, requests]
         try:
             with contextlib.suppress(asyncio.CancelledError):  # by `_stop`
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:
                 pump.cancel()
-            for each in (writer, up_writer):
+            self._writers -= {writer, up_writer}
+            orphan = self._orphans.get(number)
+            if orphan is not None:
+                await asyncio.gather(answers, return_exceptions=True)  # it reads no more: the orphan's answer is left
+                orphan.reader, orphan.writer = up_reader, up_writer
+            for each in (writer,) if orphan is not None else (writer, up_writer):
                 with contextlib.suppress(OSError):
                     each.close()
             self._tasks.discard(task)
 
     async def _pump(
-        self, side: Side, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+        self, side: Side, number: int, place: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
         asked: dict[int, tuple[int, int]],
     ) -> None:  # fmt: skip
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -181,13 +249,37 @@ class KafkaProxy:
                         continue
                     case Fate.CUT:
                         return
+                    case Fate.ORPHAN:
+                        self._orphans[number] = _Orphan(size + body)
+                        return
                     case Fate.HOLD:
                         self._open.clear()
                         await self._open.wait()
                     case Fate.PASS:
                         pass
-                writer.write(size + body)
-                await writer.drain()
+                await self._write(side, place, writer, size + body)
+
+    async def _write(self, side: Side, place: int, writer: asyncio.StreamWriter, data: bytes) -> None:
+        weather = self._weather_of(place)
+        if weather is None:
+            writer.write(data)
+            await writer.drain()
+            return
+        while (hole := self._weather_of(place)) is not None and side in hole.holes:
+            await asyncio.sleep(WEATHER_TICK_S)
+        if weather.delay_s:
+            await asyncio.sleep(max(weather.delay_s + random.uniform(-1, 1) * weather.jitter_s, 0))
+        step = weather.slice_bytes or len(data)
+        if weather.bytes_per_s:
+            step = min(step, max(int(weather.bytes_per_s * WEATHER_TICK_S), 1))
+        for at in range(0, len(data), step):
+            writer.write(data[at : at + step])
+            await writer.drain()
+            await asyncio.sleep(step / weather.bytes_per_s if weather.bytes_per_s else 0)
+
+    def _weather_of(self, place: int) -> Weather | None:
+        weather = self.weather
+        return weather if weather is not None and weather.broker in (None, place) else None
 
     def _rewritten(self, api_key: int, body: bytes) -> bytes:
         """An answer with our ports in place of the brokers': host as text, then int32 port. Its length stays."""

@@ -56,9 +56,13 @@ def count_up_to(bootstrap: str, topic: str, wanted: int, timeout_s: float) -> in
 
 
 def read_topic(
-    bootstrap: str, topic: str, isolation: Isolation = "read_committed", partitions: Sequence[int] | None = None
-) -> Topic:
-    """Everything on a topic or some of its partitions, in the order of offsets. Raises KafkaException."""
+    bootstrap: str, topic: str, isolation: Isolation = "read_committed", partitions: Sequence[int] | None = None,
+    *, lean: bool = False,
+) -> Topic:  # fmt: skip
+    """Everything on a topic or some of its partitions, in the order of offsets; lean: without values and headers.
+
+    Raises KafkaException.
+    """
     consumer = consumer_of(bootstrap, isolation)
     try:
         if partitions is None:
@@ -79,8 +83,8 @@ def read_topic(
                             message.partition(),
                             message.offset(),
                             message.key(),
-                            message.value(),
-                            tuple(message.headers() or ()),
+                            None if lean else message.value(),
+                            () if lean else tuple(message.headers() or ()),
                             time_ms,
                             kind,
                         )

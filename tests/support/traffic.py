@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ class Traffic:
 
     def __init__(
         self, bootstrap: str, topic: str, lanes: int, issuer: OtherIssuer, *, rate: int, repeats: float = 0.3,
-        one_shot: float = 0.2, bad: float = 0.01, seed: int = 1,
+        one_shot: float = 0.2, bad: float = 0.01, seed: int = 1, options: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.ledger = Ledger()
         self.failed = 0
@@ -32,7 +33,7 @@ class Traffic:
         self._topic, self._lanes, self._issuer = topic, lanes, issuer
         self._rate, self._repeats, self._one_shot, self._bad = rate, repeats, one_shot, bad
         self._random = random.Random(seed)
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "acks": "all"})
+        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "acks": "all"} | dict(options or {}))
         self._webhooks = [issuer.token("many") for _ in range(WEBHOOK_TOKENS)]
         self._past: list[tuple[str, bytes]] = []
         self._stop = threading.Event()
@@ -57,14 +58,18 @@ class Traffic:
             for _ in range(due - sent):
                 self._send_one()
             sent = due
+            self._hand_over()
             self._producer.poll(0)
         self.seconds = time.monotonic() - began
         self.failed += self._producer.flush(30)
 
+    def _hand_over(self) -> None:
+        """Once a tick: nothing is kept back here."""
+
     def _send_one(self) -> None:
         dice = self._random
         if dice.random() < self._bad:
-            self._produce(Sent(None, "rejected"), self._bad_value())
+            self._produce(*dice.choice(self._bad_ones())())
         elif self._past and dice.random() < self._repeats:
             identity, value = dice.choice(self._past)
             self._produce(Sent(identity, "good"), value)
@@ -86,14 +91,20 @@ class Traffic:
             trigger |= {"token": self._random.choice(self._webhooks), "idempotency_key": identity}
         return identity, json.dumps(trigger).encode()
 
-    def _bad_value(self) -> bytes:
-        token = self._random.choice(self._webhooks)
-        return self._random.choice(
-            (
-                b"{ not json",
-                json.dumps({"job": JOB, "token": token[:-4] + "AAAA", "idempotency_key": "forged"}).encode(),
-                json.dumps({"job": "payroll/run", "token": token, "idempotency_key": "stolen"}).encode(),
+    def _bad_ones(self) -> Sequence[Callable[[], tuple[Sent, bytes]]]:
+        """Makers of triggers that must be refused, each with its reason."""
+
+        def bad(reason: str, token: Callable[[], str], job: str = JOB) -> Callable[[], tuple[Sent, bytes]]:
+            return lambda: (
+                Sent(None, "rejected", reason),
+                json.dumps({"job": job, "token": token(), "idempotency_key": "stolen"}).encode(),
             )
+
+        good = self._random.choice(self._webhooks)
+        return (
+            lambda: (Sent(None, "rejected", "json_malformed"), b"{ not json"),
+            bad("signature_invalid", lambda: good[:-4] + "AAAA"),
+            bad("job_not_authorized", lambda: good, "payroll/run"),
         )
 
     def _produce(self, sent: Sent, value: bytes) -> None:

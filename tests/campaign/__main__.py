@@ -1,0 +1,59 @@
+"""`scripts/campaign`: real gates on three real brokers, faults injected by the row, and everything judged."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from tests.campaign.report import Report
+from tests.campaign.rows import BY_NAME, ROWS
+from tests.campaign.runner import Campaign
+
+
+def main() -> int:
+    given = _arguments()
+    if given.list:
+        for row in ROWS:
+            print(f"{row.name:4} {row.what}: {row.full} faults, about {row.seconds} s; --quick {row.quick}")
+        return 0
+    wanted = given.rows.split(",") if given.rows else [row.name for row in ROWS]
+    if unknown := [name for name in wanted if name not in BY_NAME]:
+        print(f"no such row: {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    directory = given.keep or Path(tempfile.mkdtemp(prefix="campaign-"))
+    seed = given.seed if given.seed is not None else int(time.time())
+    campaign = Campaign(directory, seed, quick=given.quick, keep=given.keep is not None, scale=given.scale)
+
+    def interrupted(_: int, __: FrameType | None) -> None:
+        campaign.interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
+    report: Report = campaign.run([BY_NAME[name] for name in wanted])
+    report.write(directory if given.out is None else given.out)
+    print(report.markdown())
+    if not report.good or given.keep:
+        print(f"what it is judged by is kept in {directory}", file=sys.stderr)
+    return 0 if report.good else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/campaign", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three to four minutes instead of an hour")
+    parser.add_argument("--rows", metavar="F1,F8", help="only these")
+    parser.add_argument("--seed", type=int, help="of every random choice; told in the report")
+    parser.add_argument("--scale", type=float, default=1.0, help="a fraction of each row's count")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="ledger, journals and logs stay here")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where campaign.md and campaign.json go")
+    parser.add_argument("--list", action="store_true", help="the rows, and what they do")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

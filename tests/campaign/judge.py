@@ -1,0 +1,307 @@
+"""The judge: reads everything a stage left, with a client that is not the gates', and holds it against the ledger.
+
+Besides the invariants of `tests.support.invariants`, which look at the topics alone, it knows the journals (what each
+writer meant), the concurrent reader, and the local stores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rocksdict import AccessType, Options, Rdict
+
+from tests.campaign.journals import Attempt
+from tests.campaign.stage import WATCHED, Stage
+from tests.campaign.watch import place_of
+from tests.support import invariants, reader
+from tests.support.invariants import EXAMPLES_MAX, Ledger, Read, Seen
+
+COMPACT_JWS = re.compile(rb"eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]{20,}")
+NEVER_COMPACTED = ("jobs", "receipts", "dead-letters", "audit", "handoffs", "idempotency")
+IDENTITY_BYTES = 16
+
+# Which of the reference list each check stands for.
+STANDS_FOR = {
+    "emitted": "I1", "one_receipt_per_trigger": "I1", "verdicts_as_intended": "I1", "one_job_per_identity": "I2",
+    "receipts_name_the_run": "I3", "first_admissible_wins": "I3", "entries_and_jobs": "I4",
+    "one_dead_letter_per_refusal": "I4", "handoffs_out_and_in": "I4", "audit_is_whole": "I4",
+    "transactions_whole": "I5", "outputs_in_input_order": "I6", "concurrent_reader_agrees": "I7",
+    "nothing_hangs": "I8", "stores_are_the_changelog": "I9", "offsets_never_move_back": "I10",
+    "checkpoints_at_the_ends": "I10", "epochs_never_go_back": "I11", "no_writer_after_an_error": "I12",
+    "no_token_on_any_output": "I15", "no_lane_stopped": "L3",
+}  # fmt: skip
+NOT_HERE = {
+    "I13": "judged by rows F13 and F20", "I14": "judged by row F21",
+    "I15 replays": "needs replay of dead letters, which is not there yet", "I16": "judged by row F17 and at start",
+    "I17": "judged by rows F15 and F16", "I18": "judged by the simulation",
+}  # fmt: skip
+
+
+@dataclass
+class Case:
+    """All there is to judge."""
+
+    stage: Stage
+    ledger: Ledger
+    seen: Seen
+    lost: list[str]  # acknowledged, and not on the topic
+    hanging: list[str]
+    offsets: dict[str, set[int]]  # committed, by topic: places
+    attempted: int = 0  # records that a reader of everything sees beyond those committed
+    indeterminate: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Verdict:
+    violations: list[str]
+    triggers: int
+    jobs: int
+    transactions: int
+    taken_back: int
+    indeterminate: dict[str, int]
+    ongoing: str
+
+
+def judge(stage: Stage) -> Verdict:
+    """Judge a stage that has come to rest."""
+    case = collect(stage)
+    found = [f"stage: {what}" for what in stage.broken]
+    if stage.watcher.error:
+        found.append(f"the concurrent reader failed: {stage.watcher.error}")
+    found += [f"{_number(what)} {what}" for what in invariants.violations(case.ledger, case.seen)]
+    for check in CHECKS:
+        broken = list(check(case))
+        name = check.__name__
+        found += [f"{STANDS_FOR[name]} {name}: {what}" for what in broken[:EXAMPLES_MAX]]
+        if len(broken) > EXAMPLES_MAX:
+            found.append(f"{STANDS_FOR[name]} {name}: and {len(broken) - EXAMPLES_MAX} more")
+    return Verdict(
+        found, len(case.seen.triggers), len(case.seen.jobs), len(case.seen.audit), case.attempted,
+        dict(case.indeterminate), "none",
+    )  # fmt: skip
+
+
+def _number(violation: str) -> str:
+    return STANDS_FOR[violation.partition(":")[0]]
+
+
+def collect(stage: Stage) -> Case:
+    """Read every topic twice: as committed, and whole."""
+    topics: dict[str, list[Read]] = {}
+    hanging: list[str] = []
+    attempted = 0
+    for name in Seen.__dataclass_fields__:
+        topic = stage.prefix + name.replace("_", "-")
+        lean = name == "triggers"
+        committed = reader.read_topic(stage.bootstrap, topic, lean=lean)
+        whole = reader.read_topic(stage.bootstrap, topic, "read_uncommitted", lean=True)
+        topics[name] = committed.records
+        attempted += len(whole.records) - len(committed.records)
+        everything = {place_of(record.partition, record.offset) for record in whole.records}
+        for record in committed.records:
+            if place_of(record.partition, record.offset) not in everything:
+                hanging.append(f"{name} {record.id} is committed and not there for a reader of everything")
+        for number, high in committed.highs.items():
+            if committed.ends[number] != high:
+                hanging.append(f"{name}[{number}] is readable to {committed.ends[number]}, its end is {high}")
+    seen = Seen(**topics)
+    meant, taken = stage.load.meant, stage.load.taken
+    ledger = Ledger()
+    times: Counter[bytes] = Counter()
+    lost: list[str] = []
+    for record in seen.triggers:
+        uid = record.key or b""
+        times[uid] += 1
+        if uid in meant:
+            ledger.sent[record.id] = meant[uid]
+        else:
+            lost.append(f"trigger {record.id} is of nobody's ledger")
+    lost += [f"trigger {uid.decode()} was acknowledged and is not there" for uid in taken if not times[uid]]
+    lost += [f"trigger {uid.decode()} is there {count} times" for uid, count in times.items() if count > 1]
+    case = Case(stage, ledger, seen, lost, hanging, {}, attempted)
+    case.indeterminate["triggers not acknowledged, there"] = len(times) - len(taken)
+    case.indeterminate["triggers not acknowledged, not there"] = len(meant) - len(times)
+    for topic in NEVER_COMPACTED:
+        records = getattr(seen, topic.replace("-", "_"))
+        case.offsets[topic] = {place_of(record.partition, record.offset) for record in records}
+    return case
+
+
+# ── what needs more than the topics ──
+
+
+def emitted(case: Case) -> Iterator[str]:
+    """Every trigger of the ledger that was acknowledged is on the topic, once, and nothing else is."""
+    yield from case.lost
+
+
+def first_admissible_wins(case: Case) -> Iterator[str]:
+    """In the lane of an identity, the receipt that tells of acceptance stands before those of its duplicates."""
+    first: dict[str, int] = {}
+    accepted: dict[str, int] = {}
+    for record, row in case.seen.receipt_rows:
+        sent = case.ledger.sent.get(row["trigger_id"])
+        if sent is None or sent.identity is None or row["outcome"] == "rejected":
+            continue
+        first[sent.identity] = min(first.get(sent.identity, record.offset), record.offset)
+        if row["outcome"] == "accepted":
+            accepted[sent.identity] = record.offset
+    for identity, offset in accepted.items():
+        if first[identity] != offset:
+            yield f"{identity} was accepted at {offset}, a duplicate of it stands at {first[identity]}"
+
+
+def transactions_whole(case: Case) -> Iterator[str]:
+    """What a gate knows to be committed is there; what it never asked to commit is not; the rest is there wholly or not
+    at all."""
+    for attempt in case.stage.journals.attempts:
+        there = absent = 0
+        for where, offsets in attempt.offsets():
+            topic, number = _topic_of(case, where)
+            if topic not in case.offsets:
+                continue
+            for offset in offsets:
+                if place_of(number, offset) in case.offsets[topic]:
+                    there += 1
+                else:
+                    absent += 1
+        if not there and not absent:
+            if attempt.end is None:
+                case.indeterminate["transactions whose records' places were never told"] += 1
+            continue
+        yield from _whole(case, attempt, there, absent)
+
+
+def _whole(case: Case, attempt: Attempt, there: int, absent: int) -> Iterator[str]:
+    what = f"a transaction of lane {attempt.lane} by {attempt.run} in epoch {attempt.epoch}"
+    if there and absent:
+        yield f"{what} is torn: {there} of its records are committed, {absent} are not"
+    elif attempt.end == "committed" and absent:
+        yield f"{what} was acknowledged, and {absent} of its records are not there"
+    elif not attempt.end_tried and there:
+        yield f"{what} was never asked to commit, and {there} of its records are committed"
+    elif attempt.end != "committed" and attempt.end_tried:
+        case.indeterminate[f"transactions with an end unknown to the gate: {'committed' if there else 'taken back'}"] += 1
+
+
+def _topic_of(case: Case, where: str) -> tuple[str, int]:
+    topic, _, number = where.rpartition("/")
+    return topic.removeprefix(case.stage.prefix), int(number)
+
+
+def concurrent_reader_agrees(case: Case) -> Iterator[str]:
+    """The reader that looked while faults were injected and the one that looks at rest saw the same records."""
+    yield from case.stage.watcher.changed
+    for topic in WATCHED:
+        records: list[Read] = getattr(case.seen, topic.replace("-", "_"))
+        final = {place_of(r.partition, r.offset): hash((r.key, r.value)) for r in records}
+        early = case.stage.watcher.seen[topic]
+        differing = [place for place in early.keys() & final.keys() if early[place] != final[place]]
+        if differing:
+            yield f"{topic}: {len(differing)} records changed their bytes after they were read"
+        if vanished := early.keys() - final.keys():
+            yield f"{topic}: {len(vanished)} records were read as committed and are gone"
+        if missed := final.keys() - early.keys():
+            yield f"{topic}: {len(missed)} records appeared behind the reader's back"
+
+
+def nothing_hangs(case: Case) -> Iterator[str]:
+    yield from case.hanging
+
+
+def stores_are_the_changelog(case: Case) -> Iterator[str]:
+    """Every local store holds exactly the committed changelog up to the offset it names."""
+    by_lane: dict[int, list[Read]] = defaultdict(list)
+    for record in case.seen.idempotency:
+        by_lane[record.partition].append(record)
+    for gate in case.stage.gates:
+        if not gate.state_dir.exists():
+            continue
+        for path in sorted(gate.state_dir.glob("lane-*")):
+            lane = int(path.name.removeprefix("lane-").partition(".")[0])
+            yield from store_is_the_changelog(path, by_lane[lane])
+
+
+def store_is_the_changelog(path: Path, changelog: list[Read]) -> Iterator[str]:
+    """Whether one store, held open by nobody, is the fold of its lane's committed changelog up to its offset."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        table = Rdict(str(path), Options(raw_mode=True), access_type=AccessType.read_only())
+    except Exception as error:
+        yield f"{name} cannot be opened: {str(error).splitlines()[0][:200]}"
+        return
+    held = dict(table.items())
+    table.close()
+    if not held:
+        return
+    offset = orjson.loads(held.pop(b"meta"))["changelog_offset"]
+    model: dict[bytes, bytes] = {}
+    for record in changelog:
+        if record.offset < offset and record.key is not None:
+            if record.value is None:
+                model.pop(record.key, None)
+            else:
+                model[record.key] = record.value
+    if held != model:
+        more, fewer = held.keys() - model.keys(), model.keys() - held.keys()
+        yield f"{name} at {offset}: {len(more)} entries beyond the changelog, {len(fewer)} missing"
+
+
+def epochs_never_go_back(case: Case) -> Iterator[str]:
+    """In the order of a lane's checkpoints, whoever commits has an epoch not below the one before: no zombie commits."""
+    by_lane: dict[int, list[tuple[int, Attempt]]] = defaultdict(list)
+    for attempt in case.stage.journals.attempts:
+        base = attempt.bases.get(f"{case.stage.prefix}checkpoints/{attempt.lane}")
+        if attempt.end == "committed" and base is not None:
+            by_lane[attempt.lane].append((base, attempt))
+    for lane, placed in by_lane.items():
+        placed.sort(key=lambda each: each[0])
+        for (_, before), (offset, attempt) in zip(placed, placed[1:], strict=False):
+            if attempt.producer == before.producer and attempt.epoch < before.epoch:
+                yield f"lane {lane}: {attempt.run} committed at {offset} in epoch {attempt.epoch}, after {before.epoch}"
+            if attempt.epoch == before.epoch and attempt.producer == before.producer and attempt.run != before.run:
+                yield f"lane {lane}: {attempt.run} and {before.run} both committed in epoch {attempt.epoch}"
+
+
+def no_writer_after_an_error(case: Case) -> Iterator[str]:
+    """After a transaction whose end its gate does not know, that gate begins the next one in another epoch."""
+    before: dict[tuple[str, int], Attempt] = {}
+    for attempt in case.stage.journals.attempts:
+        last = before.get((attempt.run, attempt.lane))
+        if last is not None and last.end != "committed" and (last.producer, last.epoch) == (
+            attempt.producer, attempt.epoch,
+        ):  # fmt: skip
+            yield f"lane {attempt.lane}: {attempt.run} began again in epoch {attempt.epoch} after it {last.end or 'lost'}"
+        before[attempt.run, attempt.lane] = attempt
+
+
+def no_token_on_any_output(case: Case) -> Iterator[str]:
+    """No compact JWS on any topic but the triggers', nor in a gate's log."""
+    for name in ("handoffs", "jobs", "receipts", "dead_letters", "audit"):
+        for record in getattr(case.seen, name):
+            texts = [record.value or b"", *(content or b"" for _, content in record.headers)]
+            if any(b"eyJ" in text and COMPACT_JWS.search(text) for text in texts):
+                yield f"{name} {record.id} holds a token"
+    for gate in case.stage.gates:
+        if gate.log_file.exists() and COMPACT_JWS.search(gate.log_file.read_bytes()):
+            yield f"the log of {gate.name} holds a token"
+
+
+def no_lane_stopped(case: Case) -> Iterator[str]:
+    """No lane stops for good and nothing is refused for an error of our own."""
+    for gate in case.stage.gates:
+        for event in gate.events():
+            if event["event"] in {"lane_stopped", "internal_deny"}:
+                yield f"{gate.name}: {event}"
+
+
+CHECKS: tuple[Callable[[Case], Iterator[Any]], ...] = (
+    emitted, first_admissible_wins, transactions_whole, concurrent_reader_agrees, nothing_hangs,
+    stores_are_the_changelog, epochs_never_go_back, no_writer_after_an_error, no_token_on_any_output, no_lane_stopped,
+)  # fmt: skip

@@ -1,0 +1,234 @@
+"""Strikes at gates: killed, stopped, fenced by a stranger, told to come and go, given a wrong clock.
+
+Each takes a stage and says by a Fault what it did and whether the journals show that it took effect.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+
+from confluent_kafka import KafkaException, Producer
+
+from tests.campaign.journals import Attempt
+from tests.campaign.points import Point
+from tests.campaign.stage import CampaignGate, Fault, Stage
+
+DUE_S = 20.0  # by when an armed gate has come to its point
+SETTLE_S = 30.0
+FREQUENT_PASSES = 30
+
+
+def kill_round(stage: Stage, row: str, most: int) -> list[Fault]:
+    """SIGKILL some gates that own lanes, at once; start them again; wait until every lane decides again."""
+    ready = [gate for gate in stage.gates if gate.lanes]
+    victims = stage.dice.sample(ready, min(len(ready), stage.dice.randint(1, most)))
+    time.sleep(stage.dice.uniform(0.0, 0.5))
+    faults = []
+    for gate in victims:
+        lanes, run = gate.lanes, gate.run
+        fault = Fault(row, "SIGKILL", time.monotonic(), lanes=lanes, detail=run)
+        gate.kill()
+        fault.effective = bool(lanes)
+        faults.append(fault)
+    for gate in victims:
+        gate.start()
+    _recover(stage, faults)
+    return faults
+
+
+def _recover(stage: Stage, faults: Sequence[Fault]) -> None:
+    """Wait for the lanes of all, and note how long each took from the last blow of the round."""
+    if not faults:
+        return
+    last = max(fault.at for fault in faults)
+    runs = {fault.detail for fault in faults}
+    lanes = sorted({lane for fault in faults for lane in fault.lanes})
+
+    def back() -> bool:
+        stage.journals.update()
+        return all(
+            any(each.at > last and each.run not in runs for each in stage.journals.decided[lane][-50:])
+            for lane in lanes
+        )
+
+    if not stage.until(back, SETTLE_S):
+        stage.broken.append(f"L1: lanes {lanes} did not all decide again within {SETTLE_S:.0f} s of {faults[0].kind}")
+    for fault in faults:
+        stage.recoveries(fault, not_by=fault.detail, since=last)
+        stage.note(fault)
+
+
+def crash_round(stage: Stage, row: str, points: Sequence[Point]) -> list[Fault]:
+    """Each of some gates dies at a point of its own, in the course of its work."""
+    armed: list[tuple[CampaignGate, Point]] = []
+    faults: list[Fault] = []
+    for gate, point in zip([gate for gate in stage.gates if gate.lanes], points, strict=False):
+        if point is Point.IN_RESTORE:
+            _start_without_store(stage, gate, {"point": point, "action": "kill", "pass": stage.dice.randint(1, 2)})
+        elif not gate.arm(point, "kill", stage.dice.randint(1, FREQUENT_PASSES if point in EVERY_TURN else 2)):
+            continue
+        if point is Point.IN_STOP:
+            gate.signal(signal.SIGTERM)
+        armed.append((gate, point))
+    stage.until(lambda: not any(gate.alive for gate, _ in armed), DUE_S)
+    for gate, point in armed:
+        stage.journals.update()
+        struck = next((each for each in reversed(stage.journals.struck) if each["run"] == gate.run), None)
+        fault = Fault(row, point, struck["at"] if struck else time.monotonic(), detail=gate.run)
+        fault.effective = struck is not None and not gate.alive and gate.wait() == -signal.SIGKILL
+        fault.lanes = stage.journals.lanes_of(gate.run) if fault.effective else []
+        if gate.alive:
+            gate.kill()
+        gate.start()
+        faults.append(fault)
+    _recover(stage, faults)
+    return faults
+
+
+EVERY_TURN = frozenset(Point) - {Point.IN_STOP, Point.IN_RESTORE, Point.IN_JWKS_REFRESH}
+
+
+def _start_without_store(stage: Stage, gate: CampaignGate, order: dict[str, object]) -> None:
+    """So that there is something to restore."""
+    import shutil
+
+    gate.expected_down = True
+    gate.stop()
+    shutil.rmtree(gate.state_dir, ignore_errors=True)
+    gate.start(order)
+
+
+def stall_round(stage: Stage, row: str, seconds: Sequence[float], *, in_commit: Sequence[bool]) -> list[Fault]:
+    """SIGSTOP gates, some of them right before they ask to commit; SIGCONT when their time is over."""
+    faults: list[Fault] = []
+    stopped: list[tuple[CampaignGate, float, Fault]] = []
+    victims = [gate for gate in stage.gates if gate.lanes][: len(seconds)]
+    for gate, long_s, within in zip(victims, seconds, in_commit, strict=False):
+        lanes = gate.lanes
+        if within:
+            if not gate.arm(Point.BEFORE_END, "stop", stage.dice.randint(1, 5)) or not stage.until(
+                lambda gate=gate: _struck(stage, gate), DUE_S
+            ):
+                continue
+        else:
+            gate.signal(signal.SIGSTOP)
+        kind = f"SIGSTOP {'in the commit window' if within else 'anywhere'}"
+        fault = Fault(row, kind, time.monotonic(), lanes=lanes, detail=gate.run)
+        stopped.append((gate, fault.at + long_s, fault))
+    for gate, until, fault in sorted(stopped, key=lambda each: each[1]):
+        time.sleep(max(until - time.monotonic(), 0))
+        gate.signal(signal.SIGCONT)
+        woken = time.monotonic()
+        # It took effect when another process took a lane of its meanwhile.
+        stage.journals.update()
+        fault.effective = any(
+            fault.at < at < woken and run != fault.detail for lane in fault.lanes for at, run, _ in stage.journals.epochs[lane]
+        )
+        stage.recoveries(fault, not_by=fault.detail)
+        faults.append(stage.note(fault))
+        if not stage.until(lambda gate=gate: not gate.alive or _came_back(stage, gate, woken), 10):
+            stage.notes.append(f"{gate.name} owned no lane 10 s after SIGCONT")
+    if not stage.until_all_decide(SETTLE_S):
+        stage.broken.append(f"L1: not every lane decided within {SETTLE_S:.0f} s of a SIGCONT")
+    return faults
+
+
+def _struck(stage: Stage, gate: CampaignGate) -> bool:
+    stage.journals.update()
+    return any(each["run"] == gate.run and time.monotonic() - each["at"] < DUE_S for each in stage.journals.struck)
+
+
+def _came_back(stage: Stage, gate: CampaignGate, since: float) -> bool:
+    stage.journals.update()
+    return any(at > since and run == gate.run for epochs in stage.journals.epochs.values() for at, run, _ in epochs)
+
+
+def hijack(stage: Stage, row: str, lane: int) -> Fault:
+    """A stranger takes a lane's transactional id; the lane must notice, and take it back."""
+    producer = Producer(
+        {"bootstrap.servers": stage.bootstrap, "transactional.id": f"{stage.prefix}lane-{lane}", "log_level": 0}
+    )
+    stage.journals.update()
+    owner, known = stage.journals.owner[lane], len(stage.journals.epochs[lane])
+    fault = Fault(row, "foreign init_transactions", time.monotonic(), lanes=[lane], detail=owner)
+    try:
+        producer.init_transactions(20)
+    except KafkaException as error:
+        fault.detail += f" {error}"
+        return stage.note(fault)
+    fault.at = time.monotonic()
+
+    def taken_back() -> bool:
+        stage.journals.update()
+        later = [event for event in stage.journals.other["failed"] if event["lane"] == lane and event["at"] > fault.at - 5]
+        fault.effective = any(event["why"] == "Fenced" for event in later)
+        return len(stage.journals.epochs[lane]) > known and stage.journals.decided_since(lane, fault.at) is not None
+
+    if not stage.until(taken_back, SETTLE_S):
+        stage.broken.append(f"L1: lane {lane} was not taken back within {SETTLE_S:.0f} s of a hijack")
+    stage.recoveries(fault)
+    return stage.note(fault)
+
+
+def outlive_transaction(stage: Stage, row: str, gate: CampaignGate, timeout_s: float) -> Fault:
+    """A gate stands still between its records and its commit for longer than the transaction may take."""
+    lanes = gate.lanes
+    armed = gate.arm(Point.BEFORE_END, f"{timeout_s + 2.5}", stage.dice.randint(1, 5))
+    fault = Fault(row, "stall beyond the transaction timeout", time.monotonic(), lanes=lanes, detail=gate.run)
+    if not armed or not stage.until(lambda: _struck(stage, gate), DUE_S):
+        return stage.note(fault)
+    fault.at = time.monotonic()
+    time.sleep(timeout_s + 2.5)
+
+    def failed() -> list[Attempt]:
+        stage.journals.update()
+        return [each for each in stage.journals.attempts[-2_000:] if each.run == fault.detail and each.end == "failed"]
+
+    fault.effective = stage.until(lambda: any(each.at > fault.at - 5 for each in failed()), 10)
+    stage.until_all_decide(SETTLE_S)
+    stage.recoveries(fault)
+    return stage.note(fault)
+
+
+def churn(stage: Stage, row: str, fewest: int, most: int) -> Fault:
+    """A gate joins the group, or leaves it in order."""
+    up = [gate for gate in stage.gates if gate.alive]
+    down = [gate for gate in stage.gates if not gate.alive]
+    joins = len(up) <= fewest or (len(up) < most and stage.dice.random() < 0.5)
+    fault = Fault(row, "join" if joins else "leave", time.monotonic())
+    if joins:
+        gate = down[0] if down else stage.add_gate()
+        if down:
+            gate.start()
+        fault.effective = True
+    else:
+        gate = stage.dice.choice(up)
+        gate.expected_down = True
+        gate.signal(signal.SIGTERM)
+        try:
+            code = gate.wait()
+        except TimeoutError:
+            code = None
+        fault.effective = code == 0
+        if code not in (0, -signal.SIGTERM):  # -15: told before it had a handler
+            stage.broken.append(f"L3: {gate.name} ended with {code} when it was told to leave")
+    fault.detail = gate.run
+    return stage.note(fault)
+
+
+def wrong_clock(stage: Stage, row: str, gate: CampaignGate, offsets_ms: Sequence[int], each_s: float) -> Fault:
+    """A gate's wall clock jumps; in the end it is right again."""
+    kind = "clock strobe" if len(offsets_ms) > 2 else f"clock {offsets_ms[0] / 1000:+.0f} s"
+    fault = Fault(row, kind, time.monotonic(), lanes=gate.lanes, detail=gate.run)
+    done = False
+    for offset_ms in (*offsets_ms, 0):
+        done = gate.order({"clock_ms": offset_ms})
+        time.sleep(each_s if offset_ms else 0)
+    stage.journals.update()
+    fault.effective = done and any(
+        event["run"] == fault.detail and event["at"] >= fault.at and event["offset_ms"]
+        for event in stage.journals.other["clock"]
+    )
+    return stage.note(fault)

@@ -1,0 +1,78 @@
+"""The concurrent reader: follows what the gates write, under read_committed, while faults are being injected."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
+
+from tests.support.reader import CHUNK, TIMEOUT_S, consumer_of
+
+OFFSET_BITS = 40
+WAIT_S = 0.1
+
+
+class Watcher:
+    """A digest of every record as it was first seen. `receipts` counts those, which is how progress is told."""
+
+    def __init__(self, bootstrap: str, prefix: str, topics: Sequence[str]) -> None:
+        self._bootstrap, self._prefix, self._topics = bootstrap, prefix, topics
+        self.seen: dict[str, dict[int, int]] = {topic: {} for topic in topics}
+        self.changed: list[str] = []  # one offset, two values
+        self.receipts: Counter[int] = Counter()  # by lane
+        self.last_receipt_at = time.monotonic()
+        self.error: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watcher")
+
+    @property
+    def answered(self) -> int:
+        return len(self.seen["receipts"])
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        consumer = consumer_of(self._bootstrap)
+        try:
+            known = consumer.list_topics(timeout=TIMEOUT_S).topics
+            consumer.assign(
+                [
+                    TopicPartition(self._prefix + topic, number, OFFSET_BEGINNING)
+                    for topic in self._topics
+                    for number in known[self._prefix + topic].partitions
+                ]
+            )
+            while not self._stop.is_set():
+                for message in consumer.consume(CHUNK, timeout=WAIT_S):
+                    if message.error() is None:  # errors are of connections: the library goes on by itself
+                        topic = message.topic().removeprefix(self._prefix)
+                        self._take(topic, message.partition(), message.offset(), message.key(), message.value())
+        except KafkaException as error:
+            self.error = str(error)
+        finally:
+            consumer.close()
+
+    def _take(self, topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
+        place, digest = place_of(partition, offset), hash((key, value))
+        if self.seen[topic].setdefault(place, digest) != digest:
+            self.changed.append(f"{topic} {partition}-{offset} was read twice, with two values")
+        if topic == "receipts":
+            self.receipts[partition] += 1
+            self.last_receipt_at = time.monotonic()
+
+
+def place_of(partition: int, offset: int) -> int:
+    return partition << OFFSET_BITS | offset
