@@ -13,6 +13,7 @@ from types import FrameType
 from tests.campaign.report import Report
 from tests.campaign.rows import BY_NAME, ROWS
 from tests.campaign.runner import Campaign
+from tests.planted.bugs import BUGS
 
 
 def main() -> int:
@@ -25,9 +26,15 @@ def main() -> int:
     if unknown := [name for name in wanted if name not in BY_NAME]:
         print(f"no such row: {', '.join(unknown)}", file=sys.stderr)
         return 2
+    plants = ["", *BUGS] if given.planted == "all" else given.planted.split(",") if given.planted is not None else []
+    if unknown := [name for name in plants if name and name not in BUGS]:
+        print(f"no such bug: {', '.join(unknown)}", file=sys.stderr)
+        return 2
+    if given.planted is not None and not given.rows:
+        wanted = []
     directory = given.keep or Path(tempfile.mkdtemp(prefix="campaign-"))
     seed = given.seed if given.seed is not None else int(time.time())
-    campaign = Campaign(directory, seed, quick=given.quick, keep=given.keep is not None, scale=given.scale)
+    campaign = Campaign(directory, seed, quick=given.quick, keep=given.keep is not None, scale=given.scale, plants=plants)
 
     def interrupted(_: int, __: FrameType | None) -> None:
         campaign.interrupted = True
@@ -49,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", metavar="F1,F8", help="only these")
     parser.add_argument("--seed", type=int, help="of every random choice; told in the report")
     parser.add_argument("--scale", type=float, default=1.0, help="a fraction of each row's count")
+    parser.add_argument("--planted", metavar="all|BUG,…", help="check the judge by planted bugs ('' is none)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="ledger, journals and logs stay here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where campaign.md and campaign.json go")
     parser.add_argument("--list", action="store_true", help="the rows, and what they do")

@@ -54,8 +54,7 @@ def restart_broker(stage: Stage, cluster: Cluster, row: str, node: int) -> Fault
 
 
 def _settled(stage: Stage, cluster: Cluster, fault: Fault) -> Fault:
-    if not stage.until_all_decide(SETTLE_S, since=fault.at):
-        stage.broken.append(f"L1: not every lane decided within {SETTLE_S:.0f} s of: {fault.kind} ({fault.detail})")
+    stage.until_all_decide(f"{fault.kind} ({fault.detail})", since=fault.at, timeout_s=SETTLE_S)
     stage.recoveries(fault)
     stage.note(fault)
     if not stage.until(cluster.replicas_in_sync, IN_SYNC_S):

@@ -186,7 +186,7 @@ def _lane(journal: Journal, armed: Armed) -> None:
 
     now = {"restoring": 0, "finishing": 0, "leaving": 0}
 
-    def after(owner: Any, name: str, point: Point, *, when: Any = lambda result: True) -> None:
+    def after(owner: Any, name: str, point: Point, *, when: Any = lambda _: True) -> None:
         original = getattr(owner, name)
 
         @functools.wraps(original)

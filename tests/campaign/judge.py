@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ STANDS_FOR = {
     "receipts_name_the_run": "I3", "first_admissible_wins": "I3", "entries_and_jobs": "I4",
     "one_dead_letter_per_refusal": "I4", "handoffs_out_and_in": "I4", "audit_is_whole": "I4",
     "transactions_whole": "I5", "outputs_in_input_order": "I6", "concurrent_reader_agrees": "I7",
-    "nothing_hangs": "I8", "stores_are_the_changelog": "I9", "offsets_never_move_back": "I10",
-    "checkpoints_at_the_ends": "I10", "epochs_never_go_back": "I11", "no_writer_after_an_error": "I12",
+    "nothing_hangs": "I8", "stores_as_their_changelogs": "I9", "offsets_never_move_back": "I10",
+    "checkpoints_at_the_ends": "I10", "epochs_never_go_back": "I11", "epochs_recycled": "I12",
     "no_token_on_any_output": "I15", "no_lane_stopped": "L3",
+    "decides_again": "L1", "drained": "L2", "no_gate_falls": "L3", "points_hit": "F2", "fails_closed": "I13",
+    "revoked_in_time": "I14", "poison_apart": "I17", "start_refused": "I16",
 }  # fmt: skip
 NOT_HERE = {
     "I13": "judged by rows F13 and F20", "I14": "judged by row F21",
@@ -71,7 +74,7 @@ class Verdict:
 def judge(stage: Stage) -> Verdict:
     """Judge a stage that has come to rest."""
     case = collect(stage)
-    found = [f"stage: {what}" for what in stage.broken]
+    found = [f"{STANDS_FOR[what.partition(':')[0]]} {what}" for what in stage.broken]
     if stage.watcher.error:
         found.append(f"the concurrent reader failed: {stage.watcher.error}")
     found += [f"{_number(what)} {what}" for what in invariants.violations(case.ledger, case.seen)]
@@ -104,9 +107,11 @@ def collect(stage: Stage) -> Case:
         topics[name] = committed.records
         attempted += len(whole.records) - len(committed.records)
         everything = {place_of(record.partition, record.offset) for record in whole.records}
-        for record in committed.records:
-            if place_of(record.partition, record.offset) not in everything:
-                hanging.append(f"{name} {record.id} is committed and not there for a reader of everything")
+        hanging += [
+            f"{name} {record.id} is committed and not there for a reader of everything"
+            for record in committed.records
+            if place_of(record.partition, record.offset) not in everything
+        ]
         for number, high in committed.highs.items():
             if committed.ends[number] != high:
                 hanging.append(f"{name}[{number}] is readable to {committed.ends[number]}, its end is {high}")
@@ -215,7 +220,7 @@ def nothing_hangs(case: Case) -> Iterator[str]:
     yield from case.hanging
 
 
-def stores_are_the_changelog(case: Case) -> Iterator[str]:
+def stores_as_their_changelogs(case: Case) -> Iterator[str]:
     """Every local store holds exactly the committed changelog up to the offset it names."""
     by_lane: dict[int, list[Read]] = defaultdict(list)
     for record in case.seen.idempotency:
@@ -225,10 +230,10 @@ def stores_are_the_changelog(case: Case) -> Iterator[str]:
             continue
         for path in sorted(gate.state_dir.glob("lane-*")):
             lane = int(path.name.removeprefix("lane-").partition(".")[0])
-            yield from store_is_the_changelog(path, by_lane[lane])
+            yield from store_as_its_changelog(path, by_lane[lane])
 
 
-def store_is_the_changelog(path: Path, changelog: list[Read]) -> Iterator[str]:
+def store_as_its_changelog(path: Path, changelog: list[Read]) -> Iterator[str]:
     """Whether one store, held open by nobody, is the fold of its lane's committed changelog up to its offset."""
     name = f"{path.parent.name}/{path.name}"
     try:
@@ -262,14 +267,14 @@ def epochs_never_go_back(case: Case) -> Iterator[str]:
             by_lane[attempt.lane].append((base, attempt))
     for lane, placed in by_lane.items():
         placed.sort(key=lambda each: each[0])
-        for (_, before), (offset, attempt) in zip(placed, placed[1:], strict=False):
+        for (_, before), (offset, attempt) in pairwise(placed):
             if attempt.producer == before.producer and attempt.epoch < before.epoch:
                 yield f"lane {lane}: {attempt.run} committed at {offset} in epoch {attempt.epoch}, after {before.epoch}"
             if attempt.epoch == before.epoch and attempt.producer == before.producer and attempt.run != before.run:
                 yield f"lane {lane}: {attempt.run} and {before.run} both committed in epoch {attempt.epoch}"
 
 
-def no_writer_after_an_error(case: Case) -> Iterator[str]:
+def epochs_recycled(case: Case) -> Iterator[str]:
     """After a transaction whose end its gate does not know, that gate begins the next one in another epoch."""
     before: dict[tuple[str, int], Attempt] = {}
     for attempt in case.stage.journals.attempts:
@@ -303,5 +308,5 @@ def no_lane_stopped(case: Case) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Case], Iterator[Any]], ...] = (
     emitted, first_admissible_wins, transactions_whole, concurrent_reader_agrees, nothing_hangs,
-    stores_are_the_changelog, epochs_never_go_back, no_writer_after_an_error, no_token_on_any_output, no_lane_stopped,
+    stores_as_their_changelogs, epochs_never_go_back, epochs_recycled, no_token_on_any_output, no_lane_stopped,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from tests.support import proxy
 from tests.support.proxy import Fate, Frame, KafkaProxy, Side, Weather
 
 DUE_S = 30.0
+FENCE_LATER_S = 0.3
 FULL_PRODUCE_BYTES = 2_000  # more than a checkpoint: the transaction decides triggers
 BOTH = frozenset(Side)
 HELD = {proxy.END_TXN: "EndTxn", proxy.INIT_PRODUCER_ID: "InitProducerId"}
@@ -28,8 +29,10 @@ class Ends:
         self._lock = threading.Lock()
         self._wanted: dict[int, int] = {}  # API key → how many more to hold
         self._held: dict[bytes, tuple[KafkaProxy, int, Fault]] = {}  # by transactional id
+        self._provoked: set[bytes] = set()
         self._deciding: set[tuple[int, int]] = set()
         self._row = ""
+        self.before_fence = False  # deliver what is held before the lane's next owner fences it, not after
         self.delivered: list[Fault] = []
         for between in stage.proxies:
             between.judge = lambda frame, between=between: self._judge(between, frame)
@@ -41,7 +44,7 @@ class Ends:
 
     @property
     def idle(self) -> bool:
-        return not any(self._wanted.values()) and not self._held
+        return not any(self._wanted.values()) and not self._held and not self._provoked
 
     def _judge(self, between: KafkaProxy, frame: Frame) -> Fate:
         place = (id(between), frame.connection)
@@ -54,18 +57,36 @@ class Ends:
                 case proxy.PRODUCE:
                     if len(frame.body) > FULL_PRODUCE_BYTES:
                         self._deciding.add(place)
-                        self._release(_transactional_id(frame))
+                        if not self.before_fence:
+                            self._release(_transactional_id(frame))
                 case proxy.END_TXN if place in self._deciding and self._wanted.get(proxy.END_TXN):
-                    return self._keep(between, frame)
-                case proxy.INIT_PRODUCER_ID if self._wanted.get(proxy.INIT_PRODUCER_ID):
+                    kept = self._keep(between, frame)
+                    self._wanted[proxy.END_TXN] -= kept is Fate.ORPHAN
+                    return kept
+                case proxy.INIT_PRODUCER_ID if self.before_fence and _transactional_id(frame) in self._held:
+                    self._release(_transactional_id(frame))
+                    between.let_go_in(FENCE_LATER_S)
+                    return Fate.HOLD
+                case proxy.END_TXN if place in self._deciding and self._wanted.get(proxy.INIT_PRODUCER_ID):
+                    return self._provoke(frame)
+                case proxy.INIT_PRODUCER_ID if _transactional_id(frame) in self._provoked:
+                    self._provoked.discard(_transactional_id(frame))
                     return self._keep(between, frame)
         return Fate.PASS
+
+    def _provoke(self, frame: Frame) -> Fate:
+        """Lose a commit, so that its gate aborts: that request is the one to hold."""
+        name = _transactional_id(frame)
+        if name in self._held or name in self._provoked:
+            return Fate.PASS
+        self._wanted[proxy.INIT_PRODUCER_ID] -= 1
+        self._provoked.add(name)
+        return Fate.CUT
 
     def _keep(self, between: KafkaProxy, frame: Frame) -> Fate:
         name = _transactional_id(frame)
         if name in self._held or not name:
             return Fate.PASS
-        self._wanted[frame.api_key] -= 1
         lane = int(name.rpartition(b"-")[2])
         fault = Fault(self._row, f"held {HELD[frame.api_key]}", time.monotonic(), lanes=[lane])
         self._held[name] = (between, frame.connection, fault)
@@ -109,11 +130,11 @@ FORMS: dict[str, tuple[Weather, tuple[float, ...]]] = {
 }
 
 
-def episode(stage: Stage, row: str, form: str, between: KafkaProxy) -> Fault:
+def episode(stage: Stage, row: str, form: str, between: KafkaProxy, longest_s: float = 60.0) -> Fault:
     """One spell of bad weather at one gate's proxy, before one broker or all of them."""
     weather, lasts = FORMS[form]
     broker = stage.dice.choice((None, None, 0, 1, 2))
-    long_s = stage.dice.choice(lasts)
+    long_s = min(stage.dice.choice(lasts), longest_s)
     gate = stage.gates[stage.proxies.index(between)]
     where = "all brokers" if broker is None else f"broker {broker + 1}"
     fault = Fault(row, form, time.monotonic(), lanes=gate.lanes, detail=f"{gate.name}, {where}, {long_s} s")

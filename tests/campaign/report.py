@@ -47,6 +47,7 @@ class Report:
     seed: int
     outcomes: list[Outcome] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # of the campaign itself, not of what it tests
     planted: dict[str, str] = field(default_factory=dict)  # bug → what caught it, or "missed"
     controls: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -54,7 +55,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        return bool(self.outcomes) and not any(outcome.violations or not outcome.judged for outcome in self.outcomes) and not any(
+        return not self.failed and bool(self.outcomes or self.planted) and not any(outcome.violations or not outcome.judged for outcome in self.outcomes) and not any(
             "missed" in caught for caught in (*self.planted.values(), *self.controls.values())
         )  # fmt: skip
 
@@ -66,7 +67,7 @@ class Report:
         stages: Counter[str] = Counter()
         for each in self.outcomes:
             median, worst = percentile(each.recovered_s, 0.5), percentile(each.recovered_s, 0.99)
-            took = "–" if median is None or worst is None else f"{median:.1f} / {worst:.1f} s"
+            took = "-" if median is None or worst is None else f"{median:.1f} / {worst:.1f} s"
             shared = stages[each.stage]
             stages[each.stage] += 1
             triggers = "the same" if shared else f"{each.triggers:,}"
@@ -77,12 +78,16 @@ class Report:
         total = {outcome.stage: outcome.triggers for outcome in self.outcomes}
         lines += [
             "",
-            f"{sum(each.faults for each in self.outcomes):,} faults that took effect, {sum(total.values()):,} triggers, "
-            f"{sum(len(each.violations) for each in self.outcomes)} violations in {self.seconds / 60:.0f} min. "
-            f"{self.date}, commit {commit()}, {machine()}, seed {self.seed}.",
+            (
+                f"{sum(each.faults for each in self.outcomes):,} faults that took effect, {sum(total.values()):,} "
+                f"triggers, {sum(len(each.violations) for each in self.outcomes)} violations in "
+                f"{self.seconds / 60:.0f} min. {self.date}, commit {commit()}, {machine()}, seed {self.seed}."
+            ),
             "",
-            f"Invariants checked after each stage: {', '.join(sorted(set(STANDS_FOR.values()), key=_by_number))}. "
-            f"Not here: {'; '.join(f'{name} ({why})' for name, why in NOT_HERE.items())}.",
+            (
+                f"Invariants checked after each stage: {', '.join(sorted(set(STANDS_FOR.values()), key=_by_number))}. "
+                f"Not here: {'; '.join(f'{name} ({why})' for name, why in NOT_HERE.items())}."
+            ),
         ]
         if self.planted:
             caught = sum("missed" not in by for by in self.planted.values())
@@ -91,6 +96,7 @@ class Report:
         lines += [f"Control {name}: {by}" for name, by in self.controls.items()]
         if self.not_run:
             lines.append(f"Not run: {'; '.join(f'{name} ({why})' for name, why in self.not_run.items())}.")
+        lines += [f"Failed in the campaign itself: {name}: {why}" for name, why in self.failed.items()]
         for each in self.outcomes:
             lines += [f"- {each.row}: {note}" for note in each.notes]
             lines += [f"- {each.row} **violation** {what}" for what in each.violations]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from tests.campaign import brokers, network, strikes
+from tests.campaign import brokers, inputs, network, storage, strikes, topics
 from tests.campaign.cluster import Cluster
 from tests.campaign.network import Ends
 from tests.campaign.points import Point
-from tests.campaign.stage import Fault, Stage
+from tests.campaign.stage import Interrupted, Stage
 from tests.support import proxy
 
 
@@ -36,7 +38,7 @@ class Play:
         for _ in range(tries_max):
             if self.effective >= self.count:
                 return
-            self.told(self.effective)
+            self.told(self.effective)  # raises Interrupted
             yield self.count - self.effective
 
 
@@ -49,6 +51,7 @@ class Row:
     full: int
     quick: int
     play: Callable[[Play], None]
+    control: str = ""  # a bug without whose absence this row must turn red
     alone: bool = False  # it strikes the cluster, so that no other row may be played on it meanwhile
     seconds: int = 60  # about, at the full count
     stage: Mapping[str, Any] = field(default_factory=dict)
@@ -70,7 +73,7 @@ def crash_points(play: Play) -> None:
             hit[Point(fault.kind)] += fault.effective
     missed = [point.value for point, count in hit.items() if not count]
     if missed:
-        play.stage.broken.append(f"F2: points never hit: {', '.join(missed)}")
+        play.stage.broken.append(f"points_hit: never hit: {', '.join(missed)}")
 
 
 def zombies(play: Play) -> None:
@@ -114,8 +117,7 @@ def storm(play: Play) -> None:
         time.sleep(play.stage.dice.uniform(0.2, 1.0))
     while sum(gate.alive for gate in play.stage.gates) < 2:
         strikes.churn(play.stage, play.row, 2, 6)
-    if not play.stage.until_all_decide(strikes.SETTLE_S):
-        play.stage.broken.append(f"L1: not every lane decided within {strikes.SETTLE_S:.0f} s of the storm")
+    play.stage.until_all_decide("the storm")
 
 
 def held_ends(play: Play) -> None:
@@ -129,7 +131,7 @@ def held_ends(play: Play) -> None:
             ends.hold(play.row, proxy.INIT_PRODUCER_ID, aborts)
         play.stage.until(lambda: ends.idle, network.DUE_S)
     ends.give_up()
-    play.stage.until_all_decide(strikes.SETTLE_S)
+    play.stage.until_all_decide("held ends")
     codes = [code for between in play.stage.proxies for code in between.late]
     play.stage.notes.append(
         f"{len(codes)} late requests were answered, {sum(code == 0 for code in codes)} of them with success"
@@ -154,11 +156,16 @@ def weather(play: Play) -> None:
     threads = [threading.Thread(target=one_gate, args=(each,)) for each in play.stage.proxies]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        play.told(play.effective)
-        time.sleep(1)
-    if not play.stage.until_all_decide(strikes.SETTLE_S):
-        play.stage.broken.append(f"L1: not every lane decided within {strikes.SETTLE_S:.0f} s of the last weather")
+    try:
+        while any(thread.is_alive() for thread in threads):
+            play.told(play.effective)
+            time.sleep(1)
+    except Interrupted:
+        play.count = 0  # each ends its episode
+        for thread in threads:
+            thread.join()
+        raise
+    play.stage.until_all_decide("the last weather")
 
 
 def outlived(play: Play) -> None:
@@ -182,11 +189,85 @@ def clocks(play: Play) -> None:
         else:
             strikes.wrong_clock(play.stage, play.row, gate, forms[turn % 5], 1.5)
         time.sleep(0.5)
-    if not play.stage.until_all_decide(strikes.SETTLE_S):
-        play.stage.broken.append(f"L1: not every lane decided within {strikes.SETTLE_S:.0f} s of the last clock fault")
+    play.stage.until_all_decide("the last clock fault")
+
+
+def damaged_stores(play: Play) -> None:
+    older: dict[Path, Path] = {}
+    total = sum(storage.SHARES.values())
+    wanted = [kind for kind, share in storage.SHARES.items() for _ in range(math.ceil(share * play.count / total))]
+    play.stage.dice.shuffle(wanted)
+    for left in play.going(play.count):
+        done = Counter(fault.kind for fault in play.stage.faults if fault.row == play.row and fault.effective)
+        missing = list((Counter(wanted) - done).elements()) or wanted
+        play.stage.dice.shuffle(missing)
+        storage.damage_round(play.stage, play.row, missing[: min(left, 14)], older)
+
+
+def aborted_stores(play: Play) -> None:
+    for _ in play.going(play.count):
+        storage.aborted_round(play.stage, play.row)
+
+
+def full_disks(play: Play) -> None:
+    with storage.small_disks(play.stage) as small:
+        if not small:
+            play.stage.notes.append("not played: this user may not mount a small file system")
+            return
+        play.stage.until_all_decide("the start on small disks")
+        for _ in play.going(play.count * 2):
+            storage.disk_full(play.stage, play.row, play.stage.dice.choice(play.stage.gates), 3.0)
+
+
+def swarm(play: Play) -> None:
+    """Windows of 10 to 20 s; in three of four a random subset of all faults, one after another, while it lasts."""
+    stage, dice, row = play.stage, play.stage.dice, play.row
+    ends = Ends(stage)
+
+    def hold() -> None:
+        ends.hold(row, dice.choice((proxy.END_TXN, proxy.END_TXN, proxy.INIT_PRODUCER_ID)), dice.randint(1, 3))
+        stage.until(lambda: ends.idle, 6)
+
+    def some_weather() -> None:
+        form = dice.choice([name for name in network.FORMS if "hole" not in name] + ["black hole both ways"])
+        network.episode(stage, row, form, dice.choice(stage.proxies), longest_s=5)
+
+    def clock() -> None:
+        strikes.wrong_clock(stage, row, dice.choice(stage.gates), (dice.choice((-1, 1)) * 120_000,), 1.5)
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "kill": lambda: strikes.kill_round(stage, row, len(stage.gates)),
+        "crash": lambda: strikes.crash_round(stage, row, dice.sample(sorted(strikes.EVERY_TURN), 2)),
+        "stall": lambda: strikes.stall_round(stage, row, [dice.uniform(1.7, 2.5) * stage.session_ms / 1_000], in_commit=[dice.random() < 0.5]),
+        "hijack": lambda: [strikes.hijack(stage, row, dice.randrange(stage.lanes)) for _ in range(3)],
+        "hold": hold, "weather": some_weather, "clock": clock,
+        "broker": lambda: brokers.kill_broker(stage, play.cluster, row, dice.choice(brokers.PARTS)),
+    }  # fmt: skip
+    end = time.monotonic() + SWARM_S * play.count / SWARM_FAULTS
+    windows = quiet = 0
+    while time.monotonic() < end:
+        window_end = min(time.monotonic() + dice.uniform(10, 20), end)
+        windows += 1
+        chosen = [] if dice.random() < 0.25 else dice.sample(sorted(kinds), dice.randint(1, 4))
+        quiet += not chosen
+        play.told(play.effective)
+        while time.monotonic() < window_end:
+            if chosen:
+                kinds[dice.choice(chosen)]()
+            else:
+                time.sleep(1)
+    ends.give_up()
+    stage.notes.append(f"{windows} windows, {quiet} of them without faults")
+    stage.until_all_decide("the swarm")
+
+
+def by(work: Callable[[Stage, str, int, Callable[[int], None]], None]) -> Callable[[Play], None]:
+    """A row that counts for itself."""
+    return lambda play: work(play.stage, play.row, play.count, play.told)
 
 
 OUTLIVED_S = 4.0
+SWARM_S, SWARM_FAULTS = 600, 150
 
 ROWS: tuple[Row, ...] = (
     Row("F1", "SIGKILL of gates under load", 200, 30, kills, seconds=420, stage={"gate_count": 4, "rate": 700}),
@@ -196,10 +277,26 @@ ROWS: tuple[Row, ...] = (
     Row("F5", "broker SIGKILL by part, and all three", 30, 6, broker_kills, alone=True, seconds=450),
     Row("F6", "clean rolling restart", 6, 0, rolling_restarts, alone=True, seconds=90),
     Row("F7", "rebalance storm, 2 to 6 gates", 100, 0, storm, seconds=150),
-    Row("F8", "EndTxn held past the next transaction", 150, 20, held_ends, seconds=200, stage={"proxied": True}),
+    Row("F8", "EndTxn held past the next transaction", 150, 20, held_ends, seconds=200, stage={"proxied": True},
+        control="no_recycling_after_unknown_end"),
     Row("F9", "bad network", 80, 0, weather, seconds=300, stage={"proxied": True}),
     Row("F10", "transaction outlives its timeout", 20, 0, outlived, seconds=150,
         stage={"gate__transaction_timeout_ms": "4000"}),
     Row("F11", "wrong clocks", 40, 0, clocks, seconds=120),
+    Row("F12", "disk full", 12, 0, full_disks, seconds=120),
+    Row("F13", "damaged local stores", 140, 0, damaged_stores, seconds=150, stage={"load": {"repeats": 0.3}}),
+    Row("F14", "killed with a transaction under way, stores read from disk", 50, 0, aborted_stores, seconds=150),
+    Row("F15", "poison in the stream", 20_000, 0, by(inputs.poison), seconds=120, stage={"rate": 600}),
+    Row("F16", "sizes, and batches that expand to 210 MB", 500, 0, by(inputs.sizes), seconds=120, stage={"rate": 200}),
+    Row("F17", "topics that break a guarantee, at start", 8, 0, by(topics.refused_at_start), seconds=90,
+        stage={"gate_count": 1, "lanes": 2, "rate": 50}),
+    Row("F18", "changelog compacted under load, all stores restored", 10, 0, by(topics.compaction), seconds=150,
+        stage={"rate": 400}),
+    Row("F19", "group offsets deleted", 4, 0, by(topics.group_offsets), seconds=60, stage={"rate": 300}),
+    Row("F20", "JWK Sets that are broken, unknown kids", 10, 0, by(inputs.key_sets), seconds=150, stage={"rate": 300}),
+    Row("F21", "revocations under load and within restores", 1_000, 0, by(inputs.revocations), seconds=120,
+        stage={"rate": 300}),
+    Row("F24", "swarm: random faults in windows", 150, 0, swarm, alone=True, seconds=660,
+        stage={"proxied": True, "rate": 900}),
 )  # fmt: skip
 BY_NAME = {row.name: row for row in ROWS}

@@ -29,7 +29,7 @@ from tests.campaign.points import Point
 from tests.campaign.watch import Watcher
 from tests.support import gates
 from tests.support.gates import GateProcess
-from tests.support.issuer import OtherIssuer
+from tests.support.issuer import JOB, OtherIssuer
 from tests.support.proxy import KafkaProxy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +116,8 @@ class Stage:
     def __init__(
         self, bootstrap: str, name: str, directory: Path, *, seed: int, rate: int = 500, gate_count: int = 3,
         lanes: int = LANES, session_ms: int = 3_000, proxied: bool = False, load: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = print, **settings: str,
+        say: Callable[[str], None] = print, plant: str = "", settle_s: float = 30.0, rest_s: float = REST_S,
+        **settings: str,
     ) -> None:  # fmt: skip
         self.bootstrap, self.name, self.lanes, self.session_ms = bootstrap, name, lanes, session_ms
         self.directory = directory
@@ -124,13 +125,15 @@ class Stage:
         self.dice = random.Random(f"{seed}/{name}")
         self.faults: list[Fault] = []
         self.notes: list[str] = []
+        self.broker_logs: list[Path] = []
+        self.counts: dict[str, int] = {}  # of rows whose faults are too many to note one by one
         self.broken: list[str] = []  # found by a row itself
         self.say = say
         self.journals = Journals(directory)
         self.gates: list[CampaignGate] = []
         self.proxies: list[KafkaProxy] = []
         self.issuer = OtherIssuer(self.prefix)
-        self.ended_by_load: set[str] = set()
+        self.settle_s, self.rest_s, self._plant = settle_s, rest_s, plant
         self.drained_s: float | None = None
         self._stack = ExitStack()
         self._gate_count, self._proxied, self._rate, self._seed = gate_count, proxied, rate, seed
@@ -148,7 +151,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
-        gates.found(self.bootstrap, self.prefix, self.lanes, self.issuer, self.directory / "operator")
+        gates.found(self.bootstrap, self.prefix, self.lanes, self.issuer, self.directory / "operator", (JOB, JOB[2:]))
         try:
             self.watcher = self._stack.enter_context(Watcher(self.bootstrap, self.prefix, WATCHED))
             for _ in range(self._gate_count):
@@ -156,10 +159,11 @@ class Stage:
             self.load = Load(
                 self.bootstrap, f"{self.prefix}triggers", self.lanes, self.issuer, self.directory / "ledger.tsv",
                 rate=self._rate, seed=self._seed, backlog=lambda: self.load.sent - self.watcher.answered,
+                backlog_max=max(2_000, 10 * self._rate),
                 **self._load_options,
             )  # fmt: skip
             self._stack.enter_context(self.load)
-            self.until_all_decide(UP_S)
+            self.until_all_decide("the start", timeout_s=max(UP_S, self.settle_s))
         except BaseException:
             self._stack.close()
             raise
@@ -178,7 +182,7 @@ class Stage:
             proxy = self._stack.enter_context(KafkaProxy(self.bootstrap))
             self.proxies.append(proxy)
             bootstrap = proxy.bootstrap
-        env = gates.environment(bootstrap, self.prefix, **self._settings)
+        env = gates.environment(bootstrap, self.prefix, **self._settings) | {inside.PLANT: self._plant}
         gate = CampaignGate(f"gate-{len(self.gates)}", self.directory, env, self.journals)
         self.gates.append(gate)
         self._stack.callback(self._end, gate)
@@ -208,9 +212,10 @@ class Stage:
             time.sleep(TICK_S)
         return True
 
-    def until_all_decide(self, timeout_s: float, since: float | None = None) -> bool:
-        """Until every lane decided something after `since` (now): the stage is whole and under load."""
+    def until_all_decide(self, why: str, since: float | None = None, timeout_s: float | None = None) -> bool:
+        """Until every lane decided something after `since` (now): the stage is whole and under load. Notes when not."""
         since = time.monotonic() if since is None else since
+        timeout_s = self.settle_s if timeout_s is None else timeout_s
 
         def all_did() -> bool:
             self.journals.update()
@@ -218,7 +223,11 @@ class Stage:
                 self.journals.decided[lane] and self.journals.decided[lane][-1].at > since for lane in range(self.lanes)
             )
 
-        return self.until(all_did, timeout_s)
+        if not self.until(all_did, timeout_s):
+            late = [n for n in range(self.lanes) if not self.journals.decided[n] or self.journals.decided[n][-1].at <= since]
+            self.broken.append(f"decides_again: lanes {late} did not within {timeout_s:.0f} s of {why}")
+            return False
+        return True
 
     def recoveries(self, fault: Fault, *, not_by: str | None = None, since: float | None = None) -> None:
         """How long each of a fault's lanes took until it decided again."""
@@ -241,23 +250,23 @@ class Stage:
             self.gates[0].start()
         self.load.__exit__(None, None, None)
         began = time.monotonic()
-        if self.until(lambda: self.watcher.answered >= self.load.sent - self.load.failed, REST_S):
+        if self.until(lambda: self.watcher.answered >= self.load.sent - self.load.failed, self.rest_s):
             self.drained_s = time.monotonic() - began
         else:
             self.broken.append(
-                f"L2: {self.watcher.answered} receipts for {self.load.sent} triggers {REST_S:.0f} s after the last fault"
+                f"drained: {self.watcher.answered} receipts for {self.load.sent} triggers {self.rest_s:.0f} s after the last fault"
             )
         for gate in self.gates:
             if gate.alive:
                 try:
                     code = gate.stop()
                 except subprocess.TimeoutExpired:
-                    self.broken.append(f"L3: {gate.name} did not stop when it was told to")
+                    self.broken.append(f"no_gate_falls: {gate.name} did not stop when it was told to")
                     continue
                 if code:
-                    self.broken.append(f"L3: {gate.name} ended with {code} when it was told to stop: {self._last(gate)}")
+                    self.broken.append(f"no_gate_falls: {gate.name} ended with {code} when it was told to stop: {self._last(gate)}")
             elif not gate.expected_down:
-                self.broken.append(f"L3: {gate.name} fell by itself: {self._last(gate)}")
+                self.broken.append(f"no_gate_falls: {gate.name} fell by itself: {self._last(gate)}")
         time.sleep(0.3)  # the reader's last look
         self.watcher.__exit__(None, None, None)
         self.journals.update()

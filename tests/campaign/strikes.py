@@ -16,7 +16,6 @@ from tests.campaign.points import Point
 from tests.campaign.stage import CampaignGate, Fault, Stage
 
 DUE_S = 20.0  # by when an armed gate has come to its point
-SETTLE_S = 30.0
 FREQUENT_PASSES = 30
 
 
@@ -34,11 +33,11 @@ def kill_round(stage: Stage, row: str, most: int) -> list[Fault]:
         faults.append(fault)
     for gate in victims:
         gate.start()
-    _recover(stage, faults)
+    recover(stage, faults)
     return faults
 
 
-def _recover(stage: Stage, faults: Sequence[Fault]) -> None:
+def recover(stage: Stage, faults: Sequence[Fault], *, keep: bool = True) -> None:
     """Wait for the lanes of all, and note how long each took from the last blow of the round."""
     if not faults:
         return
@@ -53,11 +52,12 @@ def _recover(stage: Stage, faults: Sequence[Fault]) -> None:
             for lane in lanes
         )
 
-    if not stage.until(back, SETTLE_S):
-        stage.broken.append(f"L1: lanes {lanes} did not all decide again within {SETTLE_S:.0f} s of {faults[0].kind}")
+    if not stage.until(back, stage.settle_s):
+        stage.broken.append(f"decides_again: not all of {lanes} did within {stage.settle_s:.0f} s of {faults[0].kind}")
     for fault in faults:
         stage.recoveries(fault, not_by=fault.detail, since=last)
-        stage.note(fault)
+        if keep:
+            stage.note(fault)
 
 
 def crash_round(stage: Stage, row: str, points: Sequence[Point]) -> list[Fault]:
@@ -83,7 +83,7 @@ def crash_round(stage: Stage, row: str, points: Sequence[Point]) -> list[Fault]:
             gate.kill()
         gate.start()
         faults.append(fault)
-    _recover(stage, faults)
+    recover(stage, faults)
     return faults
 
 
@@ -128,10 +128,9 @@ def stall_round(stage: Stage, row: str, seconds: Sequence[float], *, in_commit: 
         )
         stage.recoveries(fault, not_by=fault.detail)
         faults.append(stage.note(fault))
-        if not stage.until(lambda gate=gate: not gate.alive or _came_back(stage, gate, woken), 10):
+        if not stage.until(lambda gate=gate, woken=woken: not gate.alive or _came_back(stage, gate, woken), 10):
             stage.notes.append(f"{gate.name} owned no lane 10 s after SIGCONT")
-    if not stage.until_all_decide(SETTLE_S):
-        stage.broken.append(f"L1: not every lane decided within {SETTLE_S:.0f} s of a SIGCONT")
+    stage.until_all_decide("a SIGCONT")
     return faults
 
 
@@ -166,8 +165,8 @@ def hijack(stage: Stage, row: str, lane: int) -> Fault:
         fault.effective = any(event["why"] == "Fenced" for event in later)
         return len(stage.journals.epochs[lane]) > known and stage.journals.decided_since(lane, fault.at) is not None
 
-    if not stage.until(taken_back, SETTLE_S):
-        stage.broken.append(f"L1: lane {lane} was not taken back within {SETTLE_S:.0f} s of a hijack")
+    if not stage.until(taken_back, stage.settle_s):
+        stage.broken.append(f"decides_again: lane {lane} was not taken back within {stage.settle_s:.0f} s of a hijack")
     stage.recoveries(fault)
     return stage.note(fault)
 
@@ -187,7 +186,7 @@ def outlive_transaction(stage: Stage, row: str, gate: CampaignGate, timeout_s: f
         return [each for each in stage.journals.attempts[-2_000:] if each.run == fault.detail and each.end == "failed"]
 
     fault.effective = stage.until(lambda: any(each.at > fault.at - 5 for each in failed()), 10)
-    stage.until_all_decide(SETTLE_S)
+    stage.until_all_decide("a transaction that timed out")
     stage.recoveries(fault)
     return stage.note(fault)
 
@@ -213,7 +212,7 @@ def churn(stage: Stage, row: str, fewest: int, most: int) -> Fault:
             code = None
         fault.effective = code == 0
         if code not in (0, -signal.SIGTERM):  # -15: told before it had a handler
-            stage.broken.append(f"L3: {gate.name} ended with {code} when it was told to leave")
+            stage.broken.append(f"no_gate_falls: {gate.name} ended with {code} when it was told to leave")
     fault.detail = gate.run
     return stage.note(fault)
 

@@ -17,6 +17,27 @@ OFFSET_BITS = 40
 WAIT_S = 0.1
 
 
+class Expected:
+    """Trigger ids whose receipts somebody waits for. Filled by one thread, struck off by another."""
+
+    def __init__(self) -> None:
+        self._open: set[str] = set()
+        self._answered: set[str] = set()
+        self._lock = threading.Lock()
+
+    def add(self, trigger_id: str) -> None:
+        with self._lock:
+            self._open.add(trigger_id)
+
+    def answered(self, trigger_id: str) -> None:
+        with self._lock:
+            self._answered.add(trigger_id)
+
+    def all_answered(self, count: int) -> bool:
+        with self._lock:
+            return len(self._open) == count and self._open <= self._answered
+
+
 class Watcher:
     """A digest of every record as it was first seen. `receipts` counts those, which is how progress is told."""
 
@@ -27,12 +48,18 @@ class Watcher:
         self.receipts: Counter[int] = Counter()  # by lane
         self.last_receipt_at = time.monotonic()
         self.error: str | None = None
+        self._expected: Expected | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher")
 
     @property
     def answered(self) -> int:
         return len(self.seen["receipts"])
+
+    def expect(self) -> Expected:
+        """From now on, note whose receipts are seen; one at a time."""
+        self._expected = Expected()
+        return self._expected
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -71,6 +98,8 @@ class Watcher:
             self.changed.append(f"{topic} {partition}-{offset} was read twice, with two values")
         if topic == "receipts":
             self.receipts[partition] += 1
+            if self._expected is not None:
+                self._expected.answered((key or b"").decode())
             self.last_receipt_at = time.monotonic()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.issuer import OtherIssuer
+from tests.support.issuer import JOB, OtherIssuer
 
 COMMAND = (sys.executable, "-m", "app.cli.main")
 STOP_TIMEOUT_S = 30
@@ -29,19 +29,20 @@ def environment(bootstrap: str, prefix: str, **settings: str) -> dict[str, str]:
     }
 
 
-def found(bootstrap: str, prefix: str, lanes: int, issuer: OtherIssuer, directory: Path) -> None:
-    """Topics, one job and a trust rule for the issuer, by the program's own commands."""
+def found(bootstrap: str, prefix: str, lanes: int, issuer: OtherIssuer, directory: Path, jobs: tuple[str, ...] = (JOB,)) -> None:
+    """Topics, jobs and a trust rule for the issuer, by the program's own commands."""
     directory.mkdir(parents=True, exist_ok=True)
-    jobs, trust = issuer.write_files(directory)
+    jobs_file, trust_file = issuer.write_files(directory, jobs)
     for words in (
         ("topics", "create", "--lanes", str(lanes)),
-        ("jobs", "apply", str(jobs)),
-        ("trust", "apply", str(trust)),
+        ("jobs", "apply", str(jobs_file)),
+        ("trust", "apply", str(trust_file)),
     ):
-        subprocess.run(
-            [*COMMAND, *words], env=environment(bootstrap, prefix), cwd=directory, check=True, capture_output=True,
-            timeout=120,
+        done = subprocess.run(
+            [*COMMAND, *words], env=environment(bootstrap, prefix), cwd=directory, check=False, capture_output=True,
+            text=True, timeout=120,
         )  # fmt: skip
+        assert done.returncode == 0, f"tollgate {' '.join(words)}: {done.stdout}{done.stderr}"
 
 
 class GateProcess:

@@ -140,6 +140,9 @@ class KafkaProxy:
         """Pass on what is held."""
         self._loop.call_soon_threadsafe(self._open.set)
 
+    def let_go_in(self, seconds: float) -> None:
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._open.set)
+
     def deliver(self, connection: int) -> None:
         """Send the orphan of a connection on to its broker now."""
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._deliver(connection)))
@@ -163,7 +166,7 @@ class KafkaProxy:
 
     async def _deliver(self, connection: int) -> None:
         orphan = self._orphans[connection]
-        while orphan.reader is None or orphan.writer is None:
+        while orphan.reader is None or orphan.writer is None:  # noqa: ASYNC110 - a moment, once
             await asyncio.sleep(0.001)
         del self._orphans[connection]
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -265,7 +268,7 @@ class KafkaProxy:
             writer.write(data)
             await writer.drain()
             return
-        while (hole := self._weather_of(place)) is not None and side in hole.holes:
+        while (hole := self._weather_of(place)) is not None and side in hole.holes:  # noqa: ASYNC110
             await asyncio.sleep(WEATHER_TICK_S)
         if weather.delay_s:
             await asyncio.sleep(max(weather.delay_s + random.uniform(-1, 1) * weather.jitter_s, 0))

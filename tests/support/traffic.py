@@ -25,14 +25,15 @@ class Traffic:
 
     def __init__(
         self, bootstrap: str, topic: str, lanes: int, issuer: OtherIssuer, *, rate: int, repeats: float = 0.3,
-        one_shot: float = 0.2, bad: float = 0.01, seed: int = 1, options: Mapping[str, Any] | None = None,
+        one_shot: float = 0.2, bad: float = 0.01, seed: int = 1, remembered: int = REPEATS_REMEMBERED,
+        options: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.ledger = Ledger()
         self.failed = 0
         self.seconds = 0.0
         self._topic, self._lanes, self._issuer = topic, lanes, issuer
         self._rate, self._repeats, self._one_shot, self._bad = rate, repeats, one_shot, bad
-        self._random = random.Random(seed)
+        self._random, self._remembered = random.Random(seed), remembered
         self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "acks": "all"} | dict(options or {}))
         self._webhooks = [issuer.token("many") for _ in range(WEBHOOK_TOKENS)]
         self._past: list[tuple[str, bytes]] = []
@@ -75,10 +76,10 @@ class Traffic:
             self._produce(Sent(identity, "good"), value)
         else:
             identity, value = self._new()
-            if len(self._past) < REPEATS_REMEMBERED:
+            if len(self._past) < self._remembered:
                 self._past.append((identity, value))
             else:
-                self._past[dice.randrange(REPEATS_REMEMBERED)] = (identity, value)
+                self._past[dice.randrange(self._remembered)] = (identity, value)
             self._produce(Sent(identity, "good"), value)
 
     def _new(self) -> tuple[str, bytes]:

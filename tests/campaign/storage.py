@@ -1,0 +1,175 @@
+"""Strikes at local stores: damaged in every way while no gate holds them, or with nowhere left to write."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tests.campaign.judge import store_as_its_changelog
+from tests.campaign.points import Point
+from tests.campaign.stage import CampaignGate, Fault, Stage
+from tests.campaign.strikes import EVERY_TURN, recover
+from tests.support import reader
+
+
+def flip_bit(store: Path, dice: random.Random) -> None:
+    victim = dice.choice(_files(store))
+    data = bytearray(victim.read_bytes())
+    data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    victim.write_bytes(data)
+
+
+def truncate(store: Path, dice: random.Random) -> None:
+    victim = dice.choice(_files(store))
+    data = victim.read_bytes()
+    victim.write_bytes(data[: dice.randrange(len(data))])
+
+
+def _files(store: Path) -> list[Path]:
+    """Those that RocksDB reads; its LOG is for people."""
+    return sorted(path for path in store.iterdir() if path.is_file() and path.stat().st_size and path.name != "LOG")
+
+
+DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {"one bit flipped": flip_bit, "truncated": truncate}
+# kind → of 140 faults; the other kinds need more than one store
+SHARES = {"one bit flipped": 100, "truncated": 20, "older copy put back": 10, "swapped": 5, "deleted while in use": 5}
+
+
+def damage_round(stage: Stage, row: str, kinds: Sequence[str], older: dict[Path, Path]) -> list[Fault]:
+    """Kill all gates, damage a store of theirs per kind, start them: it must be noticed, or make no difference."""
+    faults: list[Fault] = []
+    deleted = [kind for kind in kinds if kind == "deleted while in use"]
+    stage.journals.update()
+    running = [gate for gate in stage.gates if gate.alive]
+    for gate in running[: len(deleted)]:
+        for path in sorted(gate.state_dir.glob("lane-*"))[:1]:
+            shutil.rmtree(path, ignore_errors=True)
+            faults.append(Fault(row, "deleted while in use", time.monotonic(), effective=True, detail=str(path.name)))
+    if deleted:
+        time.sleep(1.0)
+    lanes = {gate.run: gate.lanes for gate in running}
+    for gate in running:
+        gate.kill()
+    at = time.monotonic()
+    stores = [path for gate in stage.gates for path in sorted(gate.state_dir.glob("lane-*")) if _whole(path)]
+    stage.dice.shuffle(stores)
+    for kind in kinds:
+        if kind == "deleted while in use" or not stores:
+            continue
+        store = stores.pop()
+        fault = Fault(row, kind, at, detail=f"{store.parent.name}/{store.name}")
+        if kind in DAMAGE:
+            DAMAGE[kind](store, stage.dice)
+            fault.effective = True
+        elif kind == "swapped" and stores:
+            other = stores.pop()
+            aside = store.with_name("aside")
+            store.rename(aside)
+            other.rename(store)
+            aside.rename(other)
+            fault.effective = True
+        elif kind == "older copy put back" and store in older:
+            shutil.rmtree(store)
+            shutil.copytree(older[store], store)
+            fault.effective = True
+        faults.append(fault)
+    for path in stores:  # for a later round
+        if path not in older and stage.dice.random() < 0.5:
+            copy = stage.directory / "older" / path.parent.name / path.name
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(path, copy)
+            older[path] = copy
+    for gate in stage.gates:
+        gate.start()
+    blow = Fault(row, "all gates killed", at, lanes=sorted({lane for mine in lanes.values() for lane in mine}))
+    recover(stage, [blow], keep=False)
+    for fault in faults:
+        stage.note(fault)
+    return faults
+
+
+def _whole(path: Path) -> bool:
+    return (path / "CURRENT").exists() and bool(_files(path))
+
+
+def aborted_round(stage: Stage, row: str) -> list[Fault]:
+    """Every gate dies with a transaction under way; then each store on disk is held against the committed changelog."""
+    faults: list[Fault] = []
+    armed: list[tuple[CampaignGate, Point, list[int]]] = []
+    for gate in [gate for gate in stage.gates if gate.lanes]:
+        point = stage.dice.choice((Point.BEFORE_END, Point.AFTER_PRODUCE, Point.DURING_END, Point.IN_APPLY))
+        assert point in EVERY_TURN
+        if gate.arm(point, "kill", stage.dice.randint(1, 10)):
+            armed.append((gate, point, gate.lanes))
+    stage.until(lambda: not any(gate.alive for gate, _, _ in armed), 20)
+    for gate in stage.gates:
+        if gate.alive:
+            gate.kill()
+    changelog = reader.read_topic(stage.bootstrap, f"{stage.prefix}idempotency").records
+    stage.journals.update()
+    struck = {event["run"] for event in stage.journals.struck}
+    for gate, point, lanes in armed:
+        fault = Fault(row, f"killed {point}", time.monotonic(), effective=gate.run in struck, lanes=lanes, detail=gate.run)
+        for path in sorted(gate.state_dir.glob("lane-*")):
+            lane = int(path.name.removeprefix("lane-").partition(".")[0])
+            mine = [record for record in changelog if record.partition == lane]
+            stage.broken += [f"stores_as_their_changelogs: {what}" for what in store_as_its_changelog(path, mine)]
+        faults.append(fault)
+    for gate in stage.gates:
+        gate.start()
+    recover(stage, faults)
+    return faults
+
+
+def disk_full(stage: Stage, row: str, gate: CampaignGate, long_s: float) -> Fault:
+    """A gate's stores are on a small file system of their own, and something else fills it to the last byte."""
+    fault = Fault(row, "disk full", time.monotonic(), lanes=gate.lanes, detail=gate.run)
+    before = len(gate.events())
+    ballast = gate.state_dir / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    time.sleep(long_s)
+    ballast.unlink()
+    fault.at = time.monotonic()
+    told = gate.events()[before:]
+    fault.effective = not gate.alive or any("No space left" in str(event) for event in told)
+    if not gate.alive:  # a named stop is as good; somebody starts it again
+        gate.start()
+    stage.until_all_decide("a full disk", since=fault.at)
+    stage.recoveries(fault)
+    return stage.note(fault)
+
+
+@contextlib.contextmanager
+def small_disks(stage: Stage) -> Iterator[bool]:
+    """The gates' stores on 8 MiB each; False where this user may not mount."""
+    mounted: list[Path] = []
+    for gate in stage.gates:
+        gate.kill()
+    try:
+        for gate in stage.gates:
+            shutil.rmtree(gate.state_dir, ignore_errors=True)
+            gate.state_dir.mkdir()
+            done = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(gate.state_dir)], capture_output=True, check=False
+            )
+            if done.returncode:
+                break
+            mounted.append(gate.state_dir)
+        for gate in stage.gates:
+            gate.start()
+        yield len(mounted) == len(stage.gates)
+    finally:
+        for gate in stage.gates:
+            if gate.alive:
+                gate.kill()
+        for path in mounted:
+            subprocess.run(["umount", str(path)], check=False)
+        for gate in stage.gates:
+            gate.start()
