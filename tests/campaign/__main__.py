@@ -34,11 +34,15 @@ def main() -> int:
         wanted = []
     directory = given.keep or Path(tempfile.mkdtemp(prefix="campaign-"))
     seed = given.seed if given.seed is not None else int(time.time())
-    campaign = Campaign(directory, seed, quick=given.quick, keep=given.keep is not None, scale=given.scale, plants=plants)
+    campaign = Campaign(
+        directory, seed, quick=given.quick, keep=given.keep is not None, scale=given.scale, plants=plants
+    )
 
     def interrupted(_: int, __: FrameType | None) -> None:
+        if campaign.interrupted:
+            raise KeyboardInterrupt
+        print("interrupted: what is under way is judged; once more ends it at once", file=sys.stderr)
         campaign.interrupted = True
-        raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, interrupted)

@@ -24,7 +24,9 @@ def kill_broker(stage: Stage, cluster: Cluster, row: str, part: str) -> Fault:
             node = cluster.group_coordinator(f"{stage.prefix}gate")
         case _:
             node = cluster.quorum_leader()
-    fault = Fault(row, f"broker SIGKILL: {part}", time.monotonic(), detail=f"node {node}", lanes=list(range(stage.lanes)))
+    fault = Fault(
+        row, f"broker SIGKILL: {part}", time.monotonic(), detail=f"node {node}", lanes=list(range(stage.lanes))
+    )
     pid = cluster.pids.get(node)
     cluster.kill(node)
     fault.effective = pid is not None and node not in cluster.pids

@@ -95,7 +95,12 @@ def sizes(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> No
         time.sleep(0.05)
         told(number)
     producer = Producer(
-        {"bootstrap.servers": stage.bootstrap, "compression.type": "zstd", "message.max.bytes": 230 * MIB, "log_level": 2}
+        {
+            "bootstrap.servers": stage.bootstrap,
+            "compression.type": "zstd",
+            "message.max.bytes": 230 * MIB,
+            "log_level": 2,
+        }
     )
     bomb = bytes(210 * MIB)
     for number in range(bombs):
@@ -143,7 +148,9 @@ def revocations(stage: Stage, row: str, count: int, told: Callable[[int], None])
     writer = Producer({"bootstrap.servers": stage.bootstrap, "acks": "all", "log_level": 2})
     done = 0
     while done < count:
-        burst = [stage.issuer.token("many", jti=f"revoked-{done + number}") for number in range(min(BURST, count - done))]
+        burst = [
+            stage.issuer.token("many", jti=f"revoked-{done + number}") for number in range(min(BURST, count - done))
+        ]
         ids = stage.watcher.expect()
         for number, token in enumerate(burst):
             key = f"revoke-{done + number}"
@@ -219,7 +226,12 @@ def key_sets(stage: Stage, row: str, count: int, told: Callable[[int], None]) ->
         stage.note(Fault(row, f"JWK Set: {name}", at, effective=len(failed) > turn))
         stage.until_all_decide(f"a JWK Set that was {name}")
         told(turn)
-    holds = [event for gate in stage.gates for event in gate.events() if event["event"] == "lane_held" and event["cause"] == "keys"]
+    holds = [
+        event
+        for gate in stage.gates
+        for event in gate.events()
+        if event["event"] == "lane_held" and event["cause"] == "keys"
+    ]
     stage.notes.append(f"{len(holds)} lanes held for want of keys; {count * EXPECTED_STORM:,} tokens with unknown kids")
 
 

@@ -46,6 +46,8 @@ class Armed:
         self._action = ""
         self.clock_offset_ms = 0
         signal.signal(signal.SIGUSR1, self._read)
+        if orders.exists():
+            self._read()
 
     def _read(self, *_: Any) -> None:
         order = json.loads(self._orders.read_bytes())

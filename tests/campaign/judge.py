@@ -192,7 +192,9 @@ def _whole(case: Case, attempt: Attempt, there: int, absent: int) -> Iterator[st
     elif not attempt.end_tried and there:
         yield f"{what} was never asked to commit, and {there} of its records are committed"
     elif attempt.end != "committed" and attempt.end_tried:
-        case.indeterminate[f"transactions with an end unknown to the gate: {'committed' if there else 'taken back'}"] += 1
+        case.indeterminate[
+            f"transactions with an end unknown to the gate: {'committed' if there else 'taken back'}"
+        ] += 1
 
 
 def _topic_of(case: Case, where: str) -> tuple[str, int]:

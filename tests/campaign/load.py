@@ -147,7 +147,8 @@ class Load(Traffic):
 
     def _write(self, pending: Sequence[tuple[bytes, Special]]) -> None:
         lines = [
-            b"%s\t%s\n" % (uid, b"\t".join(map(_text, (special.sent.intended, special.sent.reason, special.sent.identity))))
+            b"%s\t%s\n"
+            % (uid, b"\t".join(map(_text, (special.sent.intended, special.sent.reason, special.sent.identity))))
             for uid, special in pending
         ]
         os.write(self._ledger, b"".join(lines))

@@ -21,6 +21,7 @@ from tests.campaign.judge import judge
 from tests.campaign.report import Outcome, Report
 from tests.campaign.rows import Play, Row
 from tests.campaign.stage import Interrupted, Stage
+from tests.campaign.strikes import NONE_LEFT
 from tests.planted.bugs import BUGS
 
 PROGRESS_S = 10.0
@@ -61,7 +62,10 @@ class Campaign:
         return self.report
 
     def _play_all(self, rows: Sequence[Row], cluster: Cluster) -> None:
-        """First what may be played beside others, by two; then what strikes the cluster itself, one by one."""
+        """What strikes the cluster itself or is timed is played alone; in between the others, by two."""
+        alone = [row for row in rows if row.alone]
+        for row in alone[:-1]:
+            self._guarded(row.name, lambda row=row: self._play([row], cluster))
         beside: list[tuple[str, Callable[[], None]]] = []
         for row in sorted((row for row in rows if not row.alone), key=lambda row: -row.seconds):
             beside.append((row.name, lambda row=row: self._play([row], cluster)))
@@ -69,9 +73,8 @@ class Campaign:
                 beside.append((f"control of {row.name}", lambda row=row: self._control(row, cluster)))
         beside += [(name or "no bug", lambda name=name: self._plant(cluster, name or None)) for name in self._plants]
         self._by_two(beside)
-        for row in rows:
-            if row.alone:
-                self._guarded(row.name, lambda row=row: self._play([row], cluster))
+        for row in alone[-1:]:
+            self._guarded(row.name, lambda row=row: self._play([row], cluster))
 
     def _by_two(self, work: list[tuple[str, Callable[[], None]]]) -> None:
         waiting = queue.SimpleQueue[tuple[str, Callable[[], None]]]()
@@ -90,10 +93,7 @@ class Campaign:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            try:
-                time.sleep(0.2)
-            except KeyboardInterrupt:
-                self._say("interrupted: what is under way is judged, the rest is not played")
+            time.sleep(0.2)
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
         """An error of the campaign itself loses one row, not the run; it is told, and the report is not good."""
@@ -122,8 +122,7 @@ class Campaign:
             try:
                 for row in rows:
                     row.play(self._play_of(row, stage, cluster))
-            except (KeyboardInterrupt, Interrupted):
-                self.interrupted = True
+            except Interrupted:
                 self._say(f"{name}: interrupted, what was played is judged")
                 stage.notes.append("interrupted")
             stage.rest()
@@ -152,7 +151,7 @@ class Campaign:
                 row.name, row.what, self._count(row),
                 stage.counts.get(row.name, sum(fault.effective for fault in mine)), len(mine),
                 verdict.triggers, verdict.jobs, verdict.violations if row is rows[0] else [],
-                [seconds for fault in mine if fault.effective for seconds in fault.recovered_s],
+                [s for fault in mine if fault.effective and fault.kind != NONE_LEFT for s in fault.recovered_s],
                 dict(Counter(fault.kind for fault in mine if fault.effective)), verdict.indeterminate, stage.notes,
                 time.monotonic() - began, stage.name,
             )  # fmt: skip
@@ -174,7 +173,9 @@ class Campaign:
             row.play(replace(self._play_of(row, stage, cluster), count=min(self._count(row), CONTROL_FAULTS)))
             stage.rest()
             violations = judge(stage).violations
-        told = f"red, as it must: {len(violations)} violations, first: {violations[0]}" if violations else "missed: green"
+        told = (
+            f"red, as it must: {len(violations)} violations, first: {violations[0]}" if violations else "missed: green"
+        )
         self.report.controls[f"{row.name} with {row.control}"] = told
         self._say(f"control of {row.name}: {told}")
         if violations and not self._keep:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from app.local import tether
 from tests.campaign import inside
 from tests.campaign.journals import Journals
 from tests.campaign.load import Load
@@ -33,7 +34,7 @@ from tests.support.issuer import JOB, OtherIssuer
 from tests.support.proxy import KafkaProxy
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = (sys.executable, "-m", "tests.campaign.gate")
+GATE = (sys.executable, "-m", "tests.campaign.gate")
 LANES = 12
 UP_S = 60.0
 REST_S = 60.0  # by when everything sent is answered, after the last fault (L2)
@@ -67,7 +68,9 @@ class CampaignGate(GateProcess):
         env = env | {
             inside.JOURNAL: str(self.journal_file), inside.ARM: str(self._orders), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        super().__init__(name, directory, env, COMMAND)
+        # Tethered: it goes with the thread that plays its stage, however that ends.
+        command = (sys.executable, tether.__file__, str(os.getpid()), *GATE)
+        super().__init__(name, directory, env, command)
         self._journals = journals
         self.state_dir = Path(self._env["TOLLGATE_GATE__STATE_DIR"])
         self.expected_down = False
@@ -224,7 +227,9 @@ class Stage:
             )
 
         if not self.until(all_did, timeout_s):
-            late = [n for n in range(self.lanes) if not self.journals.decided[n] or self.journals.decided[n][-1].at <= since]
+            late = [
+                n for n in range(self.lanes) if not self.journals.decided[n] or self.journals.decided[n][-1].at <= since
+            ]
             self.broken.append(f"decides_again: lanes {late} did not within {timeout_s:.0f} s of {why}")
             return False
         return True
@@ -264,7 +269,9 @@ class Stage:
                     self.broken.append(f"no_gate_falls: {gate.name} did not stop when it was told to")
                     continue
                 if code:
-                    self.broken.append(f"no_gate_falls: {gate.name} ended with {code} when it was told to stop: {self._last(gate)}")
+                    self.broken.append(
+                        f"no_gate_falls: {gate.name} ended with {code} when it was told to stop: {self._last(gate)}"
+                    )
             elif not gate.expected_down:
                 self.broken.append(f"no_gate_falls: {gate.name} fell by itself: {self._last(gate)}")
         time.sleep(0.3)  # the reader's last look

@@ -114,7 +114,9 @@ def aborted_round(stage: Stage, row: str) -> list[Fault]:
     stage.journals.update()
     struck = {event["run"] for event in stage.journals.struck}
     for gate, point, lanes in armed:
-        fault = Fault(row, f"killed {point}", time.monotonic(), effective=gate.run in struck, lanes=lanes, detail=gate.run)
+        fault = Fault(
+            row, f"killed {point}", time.monotonic(), effective=gate.run in struck, lanes=lanes, detail=gate.run
+        )
         for path in sorted(gate.state_dir.glob("lane-*")):
             lane = int(path.name.removeprefix("lane-").partition(".")[0])
             mine = [record for record in changelog if record.partition == lane]
@@ -157,7 +159,9 @@ def small_disks(stage: Stage) -> Iterator[bool]:
             shutil.rmtree(gate.state_dir, ignore_errors=True)
             gate.state_dir.mkdir()
             done = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(gate.state_dir)], capture_output=True, check=False
+                ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(gate.state_dir)],
+                capture_output=True,
+                check=False,
             )
             if done.returncode:
                 break

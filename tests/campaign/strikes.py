@@ -17,17 +17,19 @@ from tests.campaign.stage import CampaignGate, Fault, Stage
 
 DUE_S = 20.0  # by when an armed gate has come to its point
 FREQUENT_PASSES = 30
+NONE_LEFT = "SIGKILL of all there are"
 
 
 def kill_round(stage: Stage, row: str, most: int) -> list[Fault]:
     """SIGKILL some gates that own lanes, at once; start them again; wait until every lane decides again."""
     ready = [gate for gate in stage.gates if gate.lanes]
     victims = stage.dice.sample(ready, min(len(ready), stage.dice.randint(1, most)))
+    kind = NONE_LEFT if len(victims) == sum(gate.alive for gate in stage.gates) else "SIGKILL"
     time.sleep(stage.dice.uniform(0.0, 0.5))
     faults = []
     for gate in victims:
         lanes, run = gate.lanes, gate.run
-        fault = Fault(row, "SIGKILL", time.monotonic(), lanes=lanes, detail=run)
+        fault = Fault(row, kind, time.monotonic(), lanes=lanes, detail=run)
         gate.kill()
         fault.effective = bool(lanes)
         faults.append(fault)
@@ -62,28 +64,30 @@ def recover(stage: Stage, faults: Sequence[Fault], *, keep: bool = True) -> None
 
 def crash_round(stage: Stage, row: str, points: Sequence[Point]) -> list[Fault]:
     """Each of some gates dies at a point of its own, in the course of its work."""
-    armed: list[tuple[CampaignGate, Point]] = []
+    armed: list[tuple[CampaignGate, Point, list[int]]] = []
     faults: list[Fault] = []
     for gate, point in zip([gate for gate in stage.gates if gate.lanes], points, strict=False):
+        lanes = gate.lanes
         if point is Point.IN_RESTORE:
             _start_without_store(stage, gate, {"point": point, "action": "kill", "pass": stage.dice.randint(1, 2)})
         elif not gate.arm(point, "kill", stage.dice.randint(1, FREQUENT_PASSES if point in EVERY_TURN else 2)):
             continue
         if point is Point.IN_STOP:
             gate.signal(signal.SIGTERM)
-        armed.append((gate, point))
-    stage.until(lambda: not any(gate.alive for gate, _ in armed), DUE_S)
-    for gate, point in armed:
+        armed.append((gate, point, lanes))
+    stage.until(lambda: not any(gate.alive for gate, _, _ in armed), DUE_S)
+    for gate, point, lanes in armed:
         stage.journals.update()
         struck = next((each for each in reversed(stage.journals.struck) if each["run"] == gate.run), None)
         fault = Fault(row, point, struck["at"] if struck else time.monotonic(), detail=gate.run)
         fault.effective = struck is not None and not gate.alive and gate.wait() == -signal.SIGKILL
-        fault.lanes = stage.journals.lanes_of(gate.run) if fault.effective else []
+        fault.lanes = lanes if fault.effective and point is not Point.IN_RESTORE else []
         if gate.alive:
             gate.kill()
         gate.start()
         faults.append(fault)
     recover(stage, faults)
+    stage.until_all_decide("crashes")
     return faults
 
 
@@ -124,7 +128,9 @@ def stall_round(stage: Stage, row: str, seconds: Sequence[float], *, in_commit: 
         # It took effect when another process took a lane of its meanwhile.
         stage.journals.update()
         fault.effective = any(
-            fault.at < at < woken and run != fault.detail for lane in fault.lanes for at, run, _ in stage.journals.epochs[lane]
+            fault.at < at < woken and run != fault.detail
+            for lane in fault.lanes
+            for at, run, _ in stage.journals.epochs[lane]
         )
         stage.recoveries(fault, not_by=fault.detail)
         faults.append(stage.note(fault))
@@ -161,7 +167,9 @@ def hijack(stage: Stage, row: str, lane: int) -> Fault:
 
     def taken_back() -> bool:
         stage.journals.update()
-        later = [event for event in stage.journals.other["failed"] if event["lane"] == lane and event["at"] > fault.at - 5]
+        later = [
+            event for event in stage.journals.other["failed"] if event["lane"] == lane and event["at"] > fault.at - 5
+        ]
         fault.effective = any(event["why"] == "Fenced" for event in later)
         return len(stage.journals.epochs[lane]) > known and stage.journals.decided_since(lane, fault.at) is not None
 

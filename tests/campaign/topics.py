@@ -144,7 +144,9 @@ def compaction(stage: Stage, row: str, count: int, told: Callable[[int], None]) 
 
 
 def _cleanings(path: Path, topic: str) -> int:
-    return sum(topic in line and "cleaned log" in line.lower() for line in path.read_text(errors="replace").splitlines())
+    return sum(
+        topic in line and "cleaned log" in line.lower() for line in path.read_text(errors="replace").splitlines()
+    )
 
 
 # ── F19: the group's offsets ──

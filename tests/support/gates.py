@@ -29,7 +29,9 @@ def environment(bootstrap: str, prefix: str, **settings: str) -> dict[str, str]:
     }
 
 
-def found(bootstrap: str, prefix: str, lanes: int, issuer: OtherIssuer, directory: Path, jobs: tuple[str, ...] = (JOB,)) -> None:
+def found(
+    bootstrap: str, prefix: str, lanes: int, issuer: OtherIssuer, directory: Path, jobs: tuple[str, ...] = (JOB,)
+) -> None:
     """Topics, jobs and a trust rule for the issuer, by the program's own commands."""
     directory.mkdir(parents=True, exist_ok=True)
     jobs_file, trust_file = issuer.write_files(directory, jobs)
@@ -69,7 +71,12 @@ class GateProcess:
         self.starts += 1
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._command, "gate", "--workers", "1"], env=self._env, cwd=self._directory, stdout=log, stderr=log
+                [*self._command, "gate", "--workers", "1"],
+                env=self._env,
+                cwd=self._directory,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C is for whoever started it, who stops it in order
             )
 
     def signal(self, number: signal.Signals) -> None:
