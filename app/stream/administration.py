@@ -8,7 +8,7 @@ later was lost, and is never written anew.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -212,6 +212,7 @@ def _add_topics(
 
 
 def _await_leaders(admin: AdminClient, settings: Settings) -> Cluster:
+    """The cluster once every new partition has a leader, and that leader knows it: each broker learns for itself."""
     deadline = time.monotonic() + LEADER_TIMEOUT_S
     while True:
         try:
@@ -219,10 +220,16 @@ def _await_leaders(admin: AdminClient, settings: Settings) -> Cluster:
             waiting = [
                 t.named(settings.kafka.prefix) for t in Topic if t not in cluster.topics or not cluster.topics[t].led
             ]
+            if not waiting:
+                _first_offsets(
+                    admin,
+                    settings,
+                    [(found.name, n) for found in cluster.topics.values() for n in range(found.partitions)],
+                )
         except KafkaException as error:
             if error.args[0].code() not in _NOT_LED_YET:
                 raise
-            waiting = ["the new topics"]  # created, and not yet known to the broker that answered
+            waiting = ["the new topics"]  # created, and not yet known to a broker that was asked
         else:
             if not waiting:
                 return cluster
@@ -317,17 +324,21 @@ def _starts(admin: AdminClient, settings: Settings, lanes: Sequence[int]) -> dic
     """The first offset of each input partition: nothing that waits there is passed over."""
     if not lanes:
         return {}
-    timeout_s = settings.kafka.request_timeout_ms / 1_000
     wanted = {
-        (topic, lane): TopicPartition(topic.named(settings.kafka.prefix), lane)
+        (topic, lane): (topic.named(settings.kafka.prefix), lane)
         for topic in (Topic.TRIGGERS, Topic.HANDOFFS)
         for lane in lanes
     }
-    asked = {partition: OffsetSpec.earliest() for partition in wanted.values()}
+    # A busy broker may not lead a partition yet that its metadata say it leads.
+    offsets = once_led(lambda: _first_offsets(admin, settings, wanted.values()))
+    return {place: offsets[partition] for place, partition in wanted.items()}
 
-    def first_offsets() -> dict[tuple[str, int], int]:
-        answers = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=timeout_s)
-        return {(p.topic, p.partition): future.result(timeout_s + 1).offset for p, future in answers.items()}
 
-    offsets = once_led(first_offsets)  # a busy broker may not lead a partition yet that its metadata say it leads
-    return {place: offsets[partition.topic, partition.partition] for place, partition in wanted.items()}
+def _first_offsets(
+    admin: AdminClient, settings: Settings, partitions: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], int]:
+    """As the leader of each partition tells. Raises KafkaException."""
+    timeout_s = settings.kafka.request_timeout_ms / 1_000
+    asked = {TopicPartition(*partition): OffsetSpec.earliest() for partition in partitions}
+    answers = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=timeout_s)
+    return {(p.topic, p.partition): future.result(timeout_s + 1).offset for p, future in answers.items()}
