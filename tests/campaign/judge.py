@@ -39,11 +39,38 @@ STANDS_FOR = {
     "decides_again": "L1", "drained": "L2", "no_gate_falls": "L3", "points_hit": "F2", "fails_closed": "I13",
     "revoked_in_time": "I14", "poison_apart": "I17", "start_refused": "I16",
 }  # fmt: skip
+BY_ROWS = {"I13", "I14", "I16", "I17", "F2"}
 NOT_HERE = {
     "I13": "judged by rows F13 and F20", "I14": "judged by row F21",
     "I15 replays": "needs replay of dead letters, which is not there yet", "I16": "judged by row F17 and at start",
     "I17": "judged by rows F15 and F16", "I18": "judged by the simulation",
 }  # fmt: skip
+
+
+def _outcome(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("trigger_id", "outcome", "run_id", "reason")}
+
+
+def _of_trigger(row: dict[str, Any]) -> dict[str, Any]:
+    return {"run_id": row.get("run_id"), "trigger": {"id": row["trigger"]["id"]}}
+
+
+# Of rows of these topics the checks ask for so much.
+SLIM: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "receipts": _outcome, "jobs": _of_trigger, "handoffs": _of_trigger,
+}  # fmt: skip
+HEADERS_KEPT = ("tollgate-partition", "tollgate-offset")
+TOKENLESS = ("handoffs", "jobs", "receipts", "dead_letters", "audit")
+
+
+def _slim(record: Read, headers: tuple[str, ...] = ()) -> Read:
+    kept = tuple(each for each in record.headers if each[0] in headers)
+    return record._replace(value=None, headers=kept)
+
+
+def _holds_token(record: Read) -> bool:
+    texts = (record.value or b"", *(content or b"" for _, content in record.headers))
+    return any(b"eyJ" in text and COMPACT_JWS.search(text) for text in texts)
 
 
 @dataclass
@@ -53,9 +80,11 @@ class Case:
     stage: Stage
     ledger: Ledger
     seen: Seen
-    lost: list[str]  # acknowledged, and not on the topic
-    hanging: list[str]
-    offsets: dict[str, set[int]]  # committed, by topic: places
+    lost: list[str] = field(default_factory=list)  # acknowledged, and not on the topic
+    hanging: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    digests: dict[str, dict[int, int]] = field(default_factory=dict)  # committed, by topic: place → digest
+    offsets: dict[str, set[int]] = field(default_factory=dict)  # the same places
     attempted: int = 0  # records that a reader of everything sees beyond those committed
     indeterminate: Counter[str] = field(default_factory=Counter)
 
@@ -95,29 +124,47 @@ def _number(violation: str) -> str:
 
 
 def collect(stage: Stage) -> Case:
-    """Read every topic twice: as committed, and whole."""
+    """Read every topic twice: as committed, and whole. Of what is large only what the checks ask for is kept."""
     topics: dict[str, list[Read]] = {}
-    hanging: list[str] = []
-    attempted = 0
+    rows: dict[str, list[tuple[Read, dict[str, Any]]]] = {}
+    case = Case(stage, Ledger(), Seen([], [], [], [], [], [], [], []))
     for name in Seen.__dataclass_fields__:
         topic = stage.prefix + name.replace("_", "-")
-        lean = name == "triggers"
-        committed = reader.read_topic(stage.bootstrap, topic, lean=lean)
+        committed = reader.read_topic(stage.bootstrap, topic, lean=name == "triggers")
         whole = reader.read_topic(stage.bootstrap, topic, "read_uncommitted", lean=True)
-        topics[name] = committed.records
-        attempted += len(whole.records) - len(committed.records)
+        case.attempted += len(whole.records) - len(committed.records)
         everything = {place_of(record.partition, record.offset) for record in whole.records}
-        hanging += [
+        case.hanging += [
             f"{name} {record.id} is committed and not there for a reader of everything"
             for record in committed.records
             if place_of(record.partition, record.offset) not in everything
         ]
-        for number, high in committed.highs.items():
-            if committed.ends[number] != high:
-                hanging.append(f"{name}[{number}] is readable to {committed.ends[number]}, its end is {high}")
-    seen = Seen(**topics)
+        case.hanging += [
+            f"{name}[{number}] is readable to {committed.ends[number]}, its end is {high}"
+            for number, high in committed.highs.items()
+            if committed.ends[number] != high
+        ]
+        if name != "triggers":
+            case.digests[name.replace("_", "-")] = {
+                place_of(record.partition, record.offset): hash((record.key, record.value))
+                for record in committed.records
+            }
+        if name in TOKENLESS:
+            case.tokens += [f"{name} {record.id} holds a token" for record in committed.records if _holds_token(record)]
+        if name in SLIM:
+            rows[name] = [
+                (_slim(record), SLIM[name](orjson.loads(record.value or b"null"))) for record in committed.records
+            ]
+            topics[name] = [record for record, _ in rows[name]]
+        else:
+            topics[name] = [_slim(record, HEADERS_KEPT) for record in committed.records] if name == "dead_letters" else (
+                committed.records
+            )  # fmt: skip
+    case.seen = seen = Seen(**topics)
+    # What the properties would parse, were the values still there.
+    vars(seen).update(job_rows=rows["jobs"], receipt_rows=rows["receipts"], handoff_rows=rows["handoffs"])
     meant, taken = stage.load.meant, stage.load.taken
-    ledger = Ledger()
+    ledger = case.ledger
     times: Counter[bytes] = Counter()
     lost: list[str] = []
     for record in seen.triggers:
@@ -129,12 +176,10 @@ def collect(stage: Stage) -> Case:
             lost.append(f"trigger {record.id} is of nobody's ledger")
     lost += [f"trigger {uid.decode()} was acknowledged and is not there" for uid in taken if not times[uid]]
     lost += [f"trigger {uid.decode()} is there {count} times" for uid, count in times.items() if count > 1]
-    case = Case(stage, ledger, seen, lost, hanging, {}, attempted)
+    case.lost = lost
     case.indeterminate["triggers not acknowledged, there"] = len(times) - len(taken)
     case.indeterminate["triggers not acknowledged, not there"] = len(meant) - len(times)
-    for topic in NEVER_COMPACTED:
-        records = getattr(seen, topic.replace("-", "_"))
-        case.offsets[topic] = {place_of(record.partition, record.offset) for record in records}
+    case.offsets = {topic: set(case.digests[topic]) for topic in NEVER_COMPACTED}
     return case
 
 
@@ -206,8 +251,7 @@ def concurrent_reader_agrees(case: Case) -> Iterator[str]:
     """The reader that looked while faults were injected and the one that looks at rest saw the same records."""
     yield from case.stage.watcher.changed
     for topic in WATCHED:
-        records: list[Read] = getattr(case.seen, topic.replace("-", "_"))
-        final = {place_of(r.partition, r.offset): hash((r.key, r.value)) for r in records}
+        final = case.digests[topic]
         early = case.stage.watcher.seen[topic]
         differing = [place for place in early.keys() & final.keys() if early[place] != final[place]]
         if differing:
@@ -290,11 +334,7 @@ def epochs_recycled(case: Case) -> Iterator[str]:
 
 def no_token_on_any_output(case: Case) -> Iterator[str]:
     """No compact JWS on any topic but the triggers', nor in a gate's log."""
-    for name in ("handoffs", "jobs", "receipts", "dead_letters", "audit"):
-        for record in getattr(case.seen, name):
-            texts = [record.value or b"", *(content or b"" for _, content in record.headers)]
-            if any(b"eyJ" in text and COMPACT_JWS.search(text) for text in texts):
-                yield f"{name} {record.id} holds a token"
+    yield from case.tokens
     for gate in case.stage.gates:
         if gate.log_file.exists() and COMPACT_JWS.search(gate.log_file.read_bytes()):
             yield f"the log of {gate.name} holds a token"

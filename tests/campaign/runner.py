@@ -173,12 +173,11 @@ class Campaign:
             row.play(replace(self._play_of(row, stage, cluster), count=min(self._count(row), CONTROL_FAULTS)))
             stage.rest()
             violations = judge(stage).violations
-        told = (
-            f"red, as it must: {len(violations)} violations, first: {violations[0]}" if violations else "missed: green"
-        )
+        harm = [what for what in violations if what.startswith("I")]  # of safety, not only of liveness
+        told = f"red, as it must: {len(violations)} violations, first: {harm[0]}" if harm else "missed: green"
         self.report.controls[f"{row.name} with {row.control}"] = told
         self._say(f"control of {row.name}: {told}")
-        if violations and not self._keep:
+        if harm and not self._keep:
             stage.forget()
             shutil.rmtree(stage.directory, ignore_errors=True)
 
