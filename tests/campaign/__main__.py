@@ -32,6 +32,8 @@ def main() -> int:
         return 2
     if given.planted is not None and not given.rows:
         wanted = []
+    elif given.planted is None and not given.rows and not given.quick:
+        plants = ["", *BUGS]
     directory = given.keep or Path(tempfile.mkdtemp(prefix="campaign-"))
     seed = given.seed if given.seed is not None else int(time.time())
     campaign = Campaign(

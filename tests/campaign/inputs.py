@@ -213,6 +213,7 @@ def key_sets(stage: Stage, row: str, count: int, told: Callable[[int], None]) ->
         for number in range(EXPECTED_STORM):
             stage.load.offer(Special(_bad("kid_unknown"), _with_kid(stage, f"k{turn}-{number}")))
         time.sleep(4)
+        stage.until(lambda: not stage.load.offered, 30)
         # A gate that starts now has no key set at all: it holds, and decides rightly when the set is back.
         if turn % 3 == 2:
             ready = [gate for gate in stage.gates if gate.lanes]

@@ -6,6 +6,7 @@ writer meant), the concurrent reader, and the local stores.
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -117,6 +118,26 @@ def judge(stage: Stage) -> Verdict:
         found, len(case.seen.triggers), len(case.seen.jobs), len(case.seen.audit), case.attempted,
         dict(case.indeterminate), "none",
     )  # fmt: skip
+
+
+def save(stage: Stage) -> None:
+    """A copy of what stands on the topics, as committed, beside ledger and journals: for whoever explains a violation."""
+    for name in Seen.__dataclass_fields__:
+        topic = name.replace("_", "-")
+        with gzip.open(stage.directory / f"{topic}.jsonl.gz", "wb", compresslevel=1) as file:
+            for record in reader.read_topic(stage.bootstrap, stage.prefix + topic).records:
+                row = (record.partition, record.offset, *(_shown(part) for part in (record.key, record.value)))
+                file.write(orjson.dumps(row) + b"\n")
+
+
+def _shown(part: bytes | None) -> str | None:
+    """Text where it is text, else hexadecimal digits."""
+    if part is None:
+        return None
+    try:
+        return part.decode()
+    except UnicodeDecodeError:
+        return part.hex()
 
 
 def _number(violation: str) -> str:

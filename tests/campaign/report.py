@@ -33,6 +33,7 @@ class Outcome:
     seconds: float = 0.0
     stage: str = ""
     judged: bool = True
+    inputs: bool = False  # its faults are records sent, not things broken
 
 
 def percentile(values: list[float], share: float) -> float | None:
@@ -73,13 +74,15 @@ class Report:
             triggers = "the same" if shared else f"{each.triggers:,}"
             verdict = str(len(each.violations)) if each.judged else "not judged"
             kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(each.kinds.items()))
-            faults = f"{each.faults}" + (f" of {each.asked}" if each.faults < each.asked else "")
+            faults = f"{each.faults:,}{' inputs' if each.inputs else ''}" + (
+                f" of {each.asked}" if each.faults < each.asked else ""
+            )
             lines.append(f"| {each.row} {each.what} | {faults} | {kinds} | {triggers} | {verdict} | {took} |")
         total = {outcome.stage: outcome.triggers for outcome in self.outcomes}
         lines += [
             "",
             (
-                f"{sum(each.faults for each in self.outcomes):,} faults that took effect, {sum(total.values()):,} "
+                f"{sum(each.faults for each in self.outcomes if not each.inputs):,} faults that took effect, {sum(total.values()):,} "
                 f"triggers, {sum(len(each.violations) for each in self.outcomes)} violations in "
                 f"{self.seconds / 60:.0f} min. {self.date}, commit {commit()}, {machine()}, seed {self.seed}."
             ),

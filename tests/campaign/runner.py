@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.campaign import planting
 from tests.campaign.cluster import Cluster
-from tests.campaign.judge import judge
+from tests.campaign.judge import judge, save
 from tests.campaign.report import Outcome, Report
 from tests.campaign.rows import Play, Row
 from tests.campaign.stage import Interrupted, Stage
@@ -57,8 +57,8 @@ class Campaign:
         except KeyboardInterrupt:
             self.interrupted = True
         self.report.seconds = time.monotonic() - self._began
-        if not self._keep:
-            shutil.rmtree(self._directory / "kafka", ignore_errors=True)
+        for data in (self._directory / "kafka").glob("node-*"):  # logs stay with the rest
+            shutil.rmtree(data, ignore_errors=True)
         return self.report
 
     def _play_all(self, rows: Sequence[Row], cluster: Cluster) -> None:
@@ -127,8 +127,10 @@ class Campaign:
                 stage.notes.append("interrupted")
             stage.rest()
             good = self._judge(rows, stage, cluster, began)
-            if good and not self._keep:
+            if good:
                 stage.forget()
+            else:
+                save(stage)
         if good and not self._keep:
             shutil.rmtree(stage.directory, ignore_errors=True)
 
@@ -155,6 +157,7 @@ class Campaign:
                 dict(Counter(fault.kind for fault in mine if fault.effective)), verdict.indeterminate, stage.notes,
                 time.monotonic() - began, stage.name,
             )  # fmt: skip
+            outcome.inputs = row.name in stage.counts
             self.report.outcomes.append(outcome)
             self._say(
                 f"{row.name}: {outcome.faults} faults, {verdict.triggers:,} triggers, {verdict.jobs:,} jobs, "

@@ -253,6 +253,7 @@ class Stage:
                 gate.signal(signal.SIGCONT)
         if not any(gate.alive for gate in self.gates):
             self.gates[0].start()
+        self.until(lambda: not self.load.offered, self.rest_s)
         self.load.__exit__(None, None, None)
         began = time.monotonic()
         if self.until(lambda: self.watcher.answered >= self.load.sent - self.load.failed, self.rest_s):
