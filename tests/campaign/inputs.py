@@ -80,7 +80,7 @@ def poison(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> N
 def sizes(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> None:
     """Everything from nothing to the largest record; batches that expand beyond all bounds."""
     before = _peaks(stage)
-    largest = MIB - 200
+    largest = MIB - 1_000
     forms: tuple[Callable[[], Special], ...] = (
         lambda: Special(_bad(None), b"\xff" * stage.dice.randint(0, largest)),
         lambda: Special(_bad(None), b"{}", headers=[(f"h{n}", b"v") for n in range(1_000)]),

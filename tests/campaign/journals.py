@@ -77,10 +77,13 @@ class Journals:
 
     def decided_since(self, lane: int, at: float, *, not_by: str | None = None) -> float | None:
         """When a lane first decided something after `at`."""
+        first = None
         for each in reversed(self.decided[lane]):
             if each.at <= at:
                 break
-        return next((each.at for each in self.decided[lane] if each.at > at and each.run != not_by), None)
+            if each.run != not_by:
+                first = each.at
+        return first
 
     def _take(self, event: dict[str, Any]) -> None:
         kind, run, lane = event["e"], event["run"], event.get("lane", -1)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from confluent_kafka import KafkaException
 from murmurhash2 import murmurhash2
 
 from tests.support.invariants import Sent
@@ -50,7 +51,7 @@ class Load(Traffic):
             remembered=remembered,
             options={
                 "enable.idempotence": True, "message.timeout.ms": 300_000, "linger.ms": 10,
-                "reconnect.backoff.max.ms": 500, "log_level": 2,
+                "message.max.bytes": 2_000_000, "reconnect.backoff.max.ms": 500, "log_level": 2,
             },
         )  # fmt: skip
         self.meant: dict[bytes, Sent] = {}
@@ -177,6 +178,9 @@ class Load(Traffic):
                 )
             except BufferError:
                 self._producer.poll(0.1)
+            except KafkaException as error:
+                self.told(uid, error)  # it stands in the ledger, and will not be on the topic
+                return
             else:
                 return
 

@@ -154,7 +154,8 @@ class Campaign:
                 stage.counts.get(row.name, sum(fault.effective for fault in mine)), len(mine),
                 verdict.triggers, verdict.jobs, verdict.violations if row is rows[0] else [],
                 [s for fault in mine if fault.effective and fault.kind != NONE_LEFT for s in fault.recovered_s],
-                dict(Counter(fault.kind for fault in mine if fault.effective)), verdict.indeterminate, stage.notes,
+                dict(Counter(fault.kind for fault in mine if fault.effective)), verdict.indeterminate if row is rows[0] else {},
+                stage.notes if row is rows[0] else [],
                 time.monotonic() - began, stage.name,
             )  # fmt: skip
             outcome.inputs = row.name in stage.counts

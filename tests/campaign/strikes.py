@@ -132,11 +132,13 @@ def stall_round(stage: Stage, row: str, seconds: Sequence[float], *, in_commit: 
             for lane in fault.lanes
             for at, run, _ in stage.journals.epochs[lane]
         )
-        stage.recoveries(fault, not_by=fault.detail)
-        faults.append(stage.note(fault))
+        faults.append(fault)
         if not stage.until(lambda gate=gate, woken=woken: not gate.alive or _came_back(stage, gate, woken), 10):
             stage.notes.append(f"{gate.name} owned no lane 10 s after SIGCONT")
     stage.until_all_decide("a SIGCONT")
+    for fault in faults:
+        stage.recoveries(fault, not_by=fault.detail)
+        stage.note(fault)
     return faults
 
 

@@ -121,7 +121,7 @@ def compaction(stage: Stage, row: str, count: int, told: Callable[[int], None]) 
     admin = AdminClient({"bootstrap.servers": stage.bootstrap})
     topic = f"{stage.prefix}idempotency"
     set_topic(
-        admin, topic, segment_ms="1000", min_cleanable_dirty_ratio="0.01", delete_retention_ms="0",
+        admin, topic, segment_ms="1000", min_cleanable_dirty_ratio="0.01",
         max_compaction_lag_ms="2000",
     )  # fmt: skip
     for number in range(count):
