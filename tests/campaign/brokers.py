@@ -41,7 +41,7 @@ def kill_all_brokers(stage: Stage, cluster: Cluster, row: str) -> Fault:
     for node in list(cluster.pids):
         cluster.kill(node)
     fault.effective = not cluster.pids
-    cluster.restart_all()
+    cluster.revive()
     fault.at = time.monotonic()  # nothing can be decided before they are back
     return _settled(stage, cluster, fault)
 

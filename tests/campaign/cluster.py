@@ -20,11 +20,13 @@ class Cluster(LocalKafka):
     def __init__(self, directory: Path, **extra: str) -> None:
         super().__init__(directory, 3, extra={"log.segment.bytes": "67108864"} | extra)
 
-    def restart_all(self) -> None:
-        """After all were killed: one alone has no quorum, so none is waited for before all are started."""
-        for node in self._nodes:
+    def revive(self) -> None:
+        """Start all that are dead. One alone has no quorum, so none is waited for before all are started."""
+        dead = [node for node in self._nodes if node.id not in self.pids]
+        for node in dead:
             self._processes[node.id] = self._spawn(node)
-        self._wait_ready(self._nodes)
+        if dead:
+            self._wait_ready(self._nodes)
 
     def leader(self, topic: str, partition: int) -> int:
         """The node that leads a partition, 1 to 3."""

@@ -115,6 +115,7 @@ class Campaign:
         """All on one stage, one after another; then the stage rests and is judged."""
         name = "quick" if options is not None else rows[0].name.lower()
         options = rows[0].stage if options is None else options
+        cluster.revive()
         began = time.monotonic()
         stage = Stage(cluster.bootstrap, name, self._directory / name, seed=self._seed, say=self._say, **options)
         stage.broker_logs = cluster.log_files
