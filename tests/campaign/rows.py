@@ -75,7 +75,7 @@ def crash_points(play: Play) -> None:
         for fault in strikes.crash_round(play.stage, play.row, wanted[: len(play.stage.gates)]):
             hit[Point(fault.kind)] += fault.effective
     missed = [point.value for point, count in hit.items() if not count]
-    if missed:
+    if missed and play.count >= len(Point):
         play.stage.broken.append(f"points_hit: never hit: {', '.join(missed)}")
 
 

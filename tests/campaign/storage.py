@@ -150,7 +150,7 @@ def disk_full(stage: Stage, row: str, gate: CampaignGate, long_s: float) -> Faul
 
 @contextlib.contextmanager
 def small_disks(stage: Stage) -> Iterator[bool]:
-    """The gates' stores on 8 MiB each; False where this user may not mount."""
+    """The gates' stores on 64 MiB each; False where this user may not mount."""
     mounted: list[Path] = []
     for gate in stage.gates:
         gate.kill()
@@ -159,7 +159,7 @@ def small_disks(stage: Stage) -> Iterator[bool]:
             shutil.rmtree(gate.state_dir, ignore_errors=True)
             gate.state_dir.mkdir()
             done = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(gate.state_dir)],
+                ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(gate.state_dir)],
                 capture_output=True,
                 check=False,
             )
