@@ -35,6 +35,7 @@ def consumer_of(bootstrap: str, isolation: Isolation = "read_committed") -> Cons
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
             "fetch.wait.max.ms": 50,
+            "receive.message.max.bytes": 1_000_000_000,  # what expands beyond bounds is read, too
             "log_level": 2,  # what goes wrong is told by what was read
         }
     )
