@@ -62,7 +62,10 @@ class Campaign:
         return self.report
 
     def _play_all(self, rows: Sequence[Row], cluster: Cluster) -> None:
-        """What strikes the cluster itself or is timed is played alone; in between the others, by two."""
+        """First the judge itself is judged; what strikes the cluster or is timed is played alone, the others by two."""
+        self._by_two(
+            [(name or "no bug", lambda name=name: self._plant(cluster, name or None)) for name in self._plants]
+        )
         alone = [row for row in rows if row.alone]
         for row in alone[:-1]:
             self._guarded(row.name, lambda row=row: self._play([row], cluster))
@@ -71,7 +74,6 @@ class Campaign:
             beside.append((row.name, lambda row=row: self._play([row], cluster)))
             if row.control:
                 beside.append((f"control of {row.name}", lambda row=row: self._control(row, cluster)))
-        beside += [(name or "no bug", lambda name=name: self._plant(cluster, name or None)) for name in self._plants]
         self._by_two(beside)
         for row in alone[-1:]:
             self._guarded(row.name, lambda row=row: self._play([row], cluster))
