@@ -189,7 +189,7 @@ def _position_after_poll() -> None:
 def _swept_early() -> None:
     def sweep(self: Any) -> None:
         if self._store is not None:
-            self._store.sweep(lane.SWEEP_RECORDS, lambda packed: True)
+            self._store.sweep(lane.SWEEP_RECORDS, lambda _: True)
 
     _replace(lane.Lane, "_sweep", sweep)
 
@@ -211,7 +211,7 @@ def _emitted_before_dedup() -> None:
 
 
 def _unscoped() -> None:
-    _replace(idempotency, "scope", lambda claims, job: b"")
+    _replace(idempotency, "scope", lambda *_: b"")
 
 
 class _NoLength:
