@@ -1,0 +1,548 @@
+"""A Kafka in memory, at the level of requests: the program's own client code talks to it and sees no difference.
+
+Modelled are the things exactly-once rests on: offsets that markers take too, transactions with producer ids and epochs,
+the last stable offset, aborted transactions in fetches, fencing by InitProducerId, the transaction timeout, markers that
+reach partitions one by one after the end was answered, sequence numbers, append times, compaction, deletion. It is
+trusted as far as `test_contract.py` asks the same of a real broker. Not modelled: replicas, and loss of what was
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
+from aiokafka.record.default_records import DefaultRecordBatch
+
+from tests.simulation.scheduler import BEGAN_MS, Loop
+
+Partition = tuple[str, int]
+
+# Error codes of the protocol.
+OFFSET_OUT_OF_RANGE: Final = 1
+UNKNOWN_TOPIC_OR_PARTITION: Final = 3
+NOT_LEADER: Final = 6
+MESSAGE_TOO_LARGE: Final = 10
+COORDINATOR_LOADING: Final = 14
+NOT_COORDINATOR: Final = 16
+OUT_OF_ORDER_SEQUENCE: Final = 45
+INVALID_PRODUCER_EPOCH: Final = 47
+INVALID_TXN_STATE: Final = 48
+INVALID_PRODUCER_ID_MAPPING: Final = 49
+CONCURRENT_TRANSACTIONS: Final = 51
+
+READ_COMMITTED: Final = 1
+MAX_MESSAGE_BYTES: Final = 1 << 20
+TIMEOUT_SWEEP_S: Final = 1.0  # how often a coordinator looks for transactions that timed out
+_EARLIEST: Final = -2
+
+# ── record batches (message format v2) ──
+
+_HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+_LOG_APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x08, 0x10, 0x20
+_COMMIT_MARKER: Final = (b"\x00\x00\x00\x01", b"\x00\x00\x00\x00\x00\x00")
+_ABORT_MARKER: Final = (b"\x00\x00\x00\x00", b"\x00\x00\x00\x00\x00\x00")
+
+
+class Message(NamedTuple):
+    """A record as its producer gave it."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    timestamp_ms: int = BEGAN_MS
+
+
+def _varint(number: int) -> bytes:
+    number = number << 1 ^ number >> 63
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _blob(data: bytes | None) -> bytes:
+    return _varint(-1) if data is None else _varint(len(data)) + data
+
+
+def encode(
+    messages: Sequence[tuple[int, Message]], *, last_delta: int, attributes: int = 0, producer_id: int = -1,
+    epoch: int = -1, sequence: int = -1,
+) -> bytes:  # fmt: skip
+    """A batch of (offset delta, message)."""
+    first_ms = messages[0][1].timestamp_ms if messages else 0
+    body = b""
+    for delta, message in messages:
+        record = b"\x00" + _varint(message.timestamp_ms - first_ms) + _varint(delta)
+        record += _blob(message.key) + _blob(message.value) + _varint(len(message.headers))
+        for name, content in message.headers:
+            record += _blob(name.encode()) + _blob(content)
+        body += _varint(len(record)) + record
+    max_ms = max((message.timestamp_ms for _, message in messages), default=0)
+    return _HEADER.pack(
+        0, _HEADER.size - 12 + len(body), -1, 2, 0, attributes, last_delta, first_ms, max_ms, producer_id, epoch,
+        sequence, len(messages),
+    ) + body  # fmt: skip
+
+
+class Kept(NamedTuple):
+    """A record of the log, as an independent reader decodes it."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+
+class Batch:
+    """Some records of a partition, or a marker. `raw` is what fetches return; None once compaction took all of it."""
+
+    __slots__ = ("base", "control", "epoch", "next", "original", "outcome", "producer_id", "raw")
+
+    def __init__(self, raw: bytes, base: int, next_offset: int, producer_id: int, epoch: int, attributes: int) -> None:
+        self.raw: bytes | None = raw
+        self.original, self.base, self.next = raw, base, next_offset
+        self.producer_id, self.epoch = producer_id, epoch
+        self.control = bool(attributes & _CONTROL)
+        # Of its transaction: None while open.
+        self.outcome: bool | None = None if attributes & _TRANSACTIONAL and not self.control else True
+
+    def records(self) -> list[Kept]:
+        return [
+            Kept(each.offset, each.timestamp, each.key, each.value, tuple(each.headers))
+            for each in DefaultRecordBatch(self.original)
+        ]
+
+
+class _Producer:
+    __slots__ = ("epoch", "last_sequence")
+
+    def __init__(self) -> None:
+        self.epoch, self.last_sequence = -1, -1
+
+
+class PartitionLog:
+    """One partition."""
+
+    def __init__(self, name: Partition, *, append_time: bool, compacted: bool) -> None:
+        self.name, self.append_time, self.compacted = name, append_time, compacted
+        self.start = self.end = 0
+        self.batches: list[Batch] = []
+        self.open: dict[int, int] = {}  # producer id → first offset of its open transaction
+        self.aborted: list[tuple[int, int, int]] = []  # producer id, first offset, offset of the marker
+        self._producers: dict[int, _Producer] = {}
+        self._bases: list[int] = []
+        self.waiting: list[Callable[[], None]] = []
+
+    @property
+    def stable(self) -> int:
+        """The last stable offset."""
+        return min(self.open.values(), default=self.end)
+
+    def produce(self, raw: bytes, now_ms: int) -> tuple[int, int]:
+        """(error code, base offset) of a batch as a producer sent it."""
+        (_, _, _, _, _, attributes, _, _, _, producer_id, epoch, sequence, count) = _HEADER.unpack_from(raw)
+        if len(raw) > MAX_MESSAGE_BYTES:
+            return MESSAGE_TOO_LARGE, -1
+        if producer_id >= 0:
+            known = self._producers.setdefault(producer_id, _Producer())
+            if epoch < known.epoch:
+                return INVALID_PRODUCER_EPOCH, -1
+            if sequence != (known.last_sequence + 1 if epoch == known.epoch else 0):
+                return OUT_OF_ORDER_SEQUENCE, -1
+            known.epoch, known.last_sequence = epoch, sequence + count - 1
+            if attributes & _TRANSACTIONAL:
+                self.open.setdefault(producer_id, self.end)
+        return 0, self.append(raw, now_ms)
+
+    def append(self, raw: bytes, now_ms: int) -> int:
+        """The base offset of a batch that may be appended."""
+        (_, length, _, magic, crc, attributes, last_delta, first_ms, max_ms, producer_id, epoch, sequence, count) = (
+            _HEADER.unpack_from(raw)
+        )
+        if self.append_time:
+            attributes |= _LOG_APPEND_TIME
+            max_ms = now_ms
+        base = self.end
+        raw = _HEADER.pack(
+            base, length, 0, magic, crc, attributes, last_delta, first_ms, max_ms, producer_id, epoch, sequence, count
+        ) + raw[_HEADER.size :]  # fmt: skip
+        self.end = base + last_delta + 1
+        self.batches.append(Batch(raw, base, self.end, producer_id, epoch, attributes))
+        self._bases.append(base)
+        self.changed()
+        return base
+
+    def mark(self, producer_id: int, epoch: int, commit: bool, now_ms: int) -> None:
+        """Write a transaction's marker."""
+        known = self._producers.setdefault(producer_id, _Producer())
+        if epoch > known.epoch:
+            known.epoch, known.last_sequence = epoch, -1
+        first = self.open.pop(producer_id, None)
+        key, value = _COMMIT_MARKER if commit else _ABORT_MARKER
+        marker = Message(key, value, (), now_ms)
+        if first is not None:
+            for batch in self._from(first):
+                if batch.producer_id == producer_id and batch.outcome is None:
+                    batch.outcome = commit
+            if not commit:
+                self.aborted.append((producer_id, first, self.end))
+        self.append(
+            encode([(0, marker)], last_delta=0, attributes=_TRANSACTIONAL | _CONTROL, producer_id=producer_id,
+                   epoch=epoch),
+            now_ms,
+        )  # fmt: skip
+
+    def changed(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for wake in waiting:
+            wake()
+
+    def fetch(self, position: int, isolation: int, max_bytes: int) -> tuple[int, int, int, list[tuple[int, int]], bytes]:
+        """(error code, high watermark, last stable offset, aborted transactions, bytes)."""
+        stable = self.stable
+        if not self.start <= position <= self.end:
+            return OFFSET_OUT_OF_RANGE, -1, -1, [], b""
+        limit = stable if isolation == READ_COMMITTED else self.end
+        if position >= limit:
+            return 0, self.end, stable, [], b""
+        parts, size, last = [], 0, position
+        for batch in self._from(position):
+            if batch.base >= limit or (parts and size >= max_bytes):
+                break
+            last = batch.next
+            if batch.raw is not None:
+                parts.append(batch.raw)
+                size += len(batch.raw)
+        aborted = []
+        if isolation == READ_COMMITTED and self.aborted:
+            aborted = [(pid, first) for pid, first, end in self.aborted if end >= position and first < last]
+        return 0, self.end, stable, aborted, b"".join(parts)
+
+    def _from(self, position: int) -> Iterable[Batch]:
+        at = max(bisect.bisect_right(self._bases, position) - 1, 0)
+        return itertools.islice(self.batches, at, None)
+
+    # ── the broker's own housekeeping ──
+
+    def delete_before(self, offset: int) -> None:
+        """As retention does: the log begins later."""
+        self.start = max(self.start, min(offset, self.stable))
+
+    def compact(self, dice: random.Random) -> int:
+        """Remove what later records of the same key replace, and what was aborted; not in the last batches."""
+        clean = [batch for batch in self.batches if batch.next <= self.stable][: -dice.randint(1, 3)]
+        newest: dict[bytes | None, int] = {}
+        for batch in clean:
+            if batch.outcome and not batch.control:
+                for record in batch.records():
+                    newest[record.key] = record.offset
+        removed = 0
+        for batch in clean:
+            if batch.raw is None or batch.control:
+                continue
+            kept = [
+                (record.offset - batch.base, Message(record.key, record.value, record.headers, record.timestamp_ms))
+                for record in batch.records()
+                if batch.outcome and newest[record.key] == record.offset
+            ]
+            removed += 1
+            batch.raw = None
+            if kept:
+                header = _HEADER.unpack_from(batch.original)
+                raw = encode(kept, last_delta=header[6], attributes=header[5], producer_id=header[9], epoch=header[10],
+                             sequence=header[11])  # fmt: skip
+                batch.raw = struct.pack(">q", batch.base) + raw[8:35] + struct.pack(">q", header[8]) + raw[43:]
+        # A marker goes when nothing of its transaction is left.
+        left = {batch.producer_id for batch in clean if batch.raw is not None and not batch.control}
+        for batch in clean:
+            if batch.control and batch.raw is not None and batch.producer_id not in left and dice.random() < 0.5:
+                batch.raw = None
+        return removed
+
+    def committed(self) -> list[Kept]:
+        """All that a read_committed reader was ever to see, compacted or not."""
+        return [record for batch in self.batches if batch.outcome and not batch.control for record in batch.records()]
+
+
+# ── transactions ──
+
+
+class State(StrEnum):
+    EMPTY = "empty"
+    ONGOING = "ongoing"
+    COMMITTING = "committing"  # PrepareCommit: decided, markers on their way
+    ABORTING = "aborting"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class Transaction:
+    """What the coordinator knows of a transactional id."""
+
+    def __init__(self, name: str, producer_id: int, timeout_ms: int) -> None:
+        self.name, self.producer_id, self.timeout_ms = name, producer_id, timeout_ms
+        self.epoch = 0
+        self.state = State.EMPTY
+        self.partitions: dict[Partition, None] = {}
+        self.began_at_s = 0.0
+        self.unmarked: set[Partition] = set()
+
+
+class Broker:
+    """All brokers of a cluster: their logs and coordinators. `now_ms` is the brokers' clock."""
+
+    def __init__(self, loop: Loop, seed: int, *, nodes: int = 1, marker_max_s: float = 0.002) -> None:
+        self.loop, self.nodes, self._marker_max_s = loop, nodes, marker_max_s
+        self.random = random.Random(f"broker {seed}")
+        self.logs: dict[Partition, PartitionLog] = {}
+        self.transactions: dict[str, Transaction] = {}
+        self.down: set[int] = set()
+        self.shift = 0  # moves leaders and coordinators between the nodes
+        self.loading_until_s = 0.0
+        self.committed = self.aborted = self.timed_out = 0
+        self.tell: Callable[..., None] = lambda *_: None
+        self._producer_ids = itertools.count(1_000)
+
+    @property
+    def now_ms(self) -> int:
+        return BEGAN_MS + int(self.loop.time() * 1000)
+
+    def create(self, topic: str, partitions: int, *, append_time: bool, compacted: bool) -> None:
+        for number in range(partitions):
+            name = (topic, number)
+            self.logs[name] = PartitionLog(name, append_time=append_time, compacted=compacted)
+
+    def leader(self, partition: Partition) -> int:
+        """The node that leads a partition now, -1 when none does."""
+        return self._node(partition[1] + len(partition[0]))
+
+    def coordinator(self, transactional_id: str) -> int:
+        return self._node(sum(transactional_id.encode()))
+
+    def _node(self, number: int) -> int:
+        for step in range(self.nodes):
+            node = (number + self.shift + step) % self.nodes
+            if node not in self.down:
+                return node
+        return -1
+
+    def later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> None:
+        """Something the brokers do on their own."""
+        self.loop.call_later(delay_s, callback, *args, context=self.loop.world.context)
+
+    # ── requests ──
+
+    def handle(self, node: int, request: Any) -> Any:
+        """The answer of a node, at once; for a fetch a response or None when there is nothing yet."""
+        match request:
+            case InitProducerIdRequest():
+                return self._init(node, request._transactional_id, request._transaction_timeout_ms)
+            case AddPartitionsToTxnRequest():
+                return self._add(node, request)
+            case ProduceRequest():
+                return self._produce(node, request)
+            case EndTxnRequest():
+                return self._end(node, request)
+            case OffsetRequest():
+                return self._offsets(node, request)
+            case FetchRequest():
+                return self.fetch(node, request)
+        raise TypeError(f"{type(request).__name__} is not modelled")
+
+    def _refuses(self, node: int, transactional_id: str) -> int:
+        if self.coordinator(transactional_id) != node:
+            return NOT_COORDINATOR
+        return COORDINATOR_LOADING if self.loop.time() < self.loading_until_s else 0
+
+    def _init(self, node: int, name: str, timeout_ms: int) -> Any:
+        def answer(code: int, producer_id: int = -1, epoch: int = -1) -> Any:
+            return SimpleNamespace(error_code=code, producer_id=producer_id, producer_epoch=epoch)
+
+        if code := self._refuses(node, name):
+            return answer(code)
+        known = self.transactions.get(name)
+        if known is None:
+            known = self.transactions[name] = Transaction(name, next(self._producer_ids), timeout_ms)
+            return answer(0, known.producer_id, known.epoch)
+        match known.state:
+            case State.ONGOING:
+                self._abort_fencing(known)
+                return answer(CONCURRENT_TRANSACTIONS)
+            case State.COMMITTING | State.ABORTING:
+                return answer(CONCURRENT_TRANSACTIONS)
+        known.epoch += 1
+        known.timeout_ms, known.state = timeout_ms, State.EMPTY
+        return answer(0, known.producer_id, known.epoch)
+
+    def _abort_fencing(self, known: Transaction) -> None:
+        """End a transaction of an owner that is to be heard no more."""
+        known.epoch += 1
+        self.tell("broker", "aborts", known.name, "epoch", known.epoch)
+        self._decide(known, commit=False)
+
+    def _wrong(self, request: Any) -> tuple[int, Transaction | None]:
+        known = self.transactions.get(request._transactional_id)
+        if known is None or known.producer_id != request._producer_id:
+            return INVALID_PRODUCER_ID_MAPPING, known
+        return (INVALID_PRODUCER_EPOCH if request._producer_epoch != known.epoch else 0), known
+
+    def _add(self, node: int, request: Any) -> Any:
+        code = self._refuses(node, request._transactional_id)
+        wrong, known = self._wrong(request)
+        code = code or wrong
+        if not code and known is not None:
+            if known.state in (State.COMMITTING, State.ABORTING):
+                code = CONCURRENT_TRANSACTIONS
+            else:
+                if known.state is not State.ONGOING:
+                    known.state, known.partitions, known.began_at_s = State.ONGOING, {}, self.loop.time()
+                    self._watch(known)
+                for topic, numbers in request._topics:
+                    known.partitions |= dict.fromkeys((topic, number) for number in numbers)
+        rows = [(topic, [(number, code) for number in numbers]) for topic, numbers in request._topics]
+        return SimpleNamespace(errors=rows)
+
+    def _watch(self, known: Transaction) -> None:
+        """The transaction times out unless it ends before; coordinators look once in a while."""
+        epoch, began_at_s = known.epoch, known.began_at_s
+
+        def look() -> None:
+            if (known.state, known.epoch, known.began_at_s) == (State.ONGOING, epoch, began_at_s):
+                self.timed_out += 1
+                self._abort_fencing(known)
+
+        self.later(known.timeout_ms / 1000 + self.random.random() * TIMEOUT_SWEEP_S, look)
+
+    def _produce(self, node: int, request: Any) -> Any:
+        known = self.transactions.get(request._transactional_id) if request._transactional_id else None
+        topics = []
+        for topic, batches in request._topics:
+            rows = []
+            for number, raw in batches:
+                partition = (topic, number)
+                code, base, log = 0, -1, self.logs.get(partition)
+                producer_id, epoch = struct.unpack_from(">qh", raw, 43)
+                if log is None:
+                    code = UNKNOWN_TOPIC_OR_PARTITION
+                elif self.leader(partition) != node:
+                    code = NOT_LEADER
+                elif request._transactional_id and (
+                    # The leader asks the coordinator whether the partition is in an open transaction (KIP-890 part 1).
+                    known is None
+                    or known.state is not State.ONGOING
+                    or (known.producer_id, known.epoch) != (producer_id, epoch)
+                    or partition not in known.partitions
+                ):
+                    fenced = known is not None and epoch < known.epoch
+                    code = INVALID_PRODUCER_EPOCH if fenced else INVALID_TXN_STATE
+                else:
+                    code, base = log.produce(raw, self.now_ms)
+                at_ms = self.now_ms if log is not None and log.append_time and not code else -1
+                rows.append((number, code, base, at_ms))
+            topics.append((topic, rows))
+        return SimpleNamespace(topics=topics)
+
+    def _end(self, node: int, request: Any) -> Any:
+        code = self._refuses(node, request._transactional_id)
+        wrong, known = self._wrong(request)
+        code = code or wrong
+        commit = request._transaction_result
+        if not code and known is not None:
+            ended = (State.COMMITTING, State.COMMITTED) if commit else (State.ABORTING, State.ABORTED)
+            if known.state is State.ONGOING:
+                self._decide(known, commit=bool(commit))
+            elif known.state is ended[0]:
+                code = CONCURRENT_TRANSACTIONS
+            elif known.state is not ended[1]:
+                code = INVALID_TXN_STATE
+        return SimpleNamespace(error_code=code)
+
+    def _decide(self, known: Transaction, *, commit: bool) -> None:
+        """From here on the outcome is settled; markers go out to the partitions one by one."""
+        if commit:
+            self.committed += 1
+        else:
+            self.aborted += 1
+        known.state = State.COMMITTING if commit else State.ABORTING
+        known.unmarked = set(known.partitions)
+        for partition in known.partitions:
+            self.later(self.random.random() * self._marker_max_s, self._mark, known, partition, known.epoch, commit)
+        if not known.partitions:
+            known.state = State.COMMITTED if commit else State.ABORTED
+
+    def _mark(self, known: Transaction, partition: Partition, epoch: int, commit: bool) -> None:
+        if self.leader(partition) < 0:
+            self.later(0.05, self._mark, known, partition, epoch, commit)
+            return
+        self.logs[partition].mark(known.producer_id, epoch, commit, self.now_ms)
+        known.unmarked.discard(partition)
+        if not known.unmarked:
+            known.state = State.COMMITTED if commit else State.ABORTED
+
+    def _offsets(self, node: int, request: Any) -> Any:
+        topics = []
+        for topic, rows in request._topics:
+            out = []
+            for number, which in rows:
+                log = self.logs.get((topic, number))
+                if log is None or self.leader((topic, number)) != node:
+                    out.append((number, UNKNOWN_TOPIC_OR_PARTITION if log is None else NOT_LEADER, -1, -1))
+                    continue
+                latest = log.stable if request._isolation_level == READ_COMMITTED else log.end
+                out.append((number, 0, -1, log.start if which == _EARLIEST else latest))
+            topics.append((topic, out))
+        return SimpleNamespace(topics=topics)
+
+    def fetch(self, node: int, request: Any) -> Any:
+        """None when there is nothing to say yet."""
+        topics, news = [], False
+        for topic, rows in request._topics:
+            out = []
+            for number, position, max_bytes in rows:
+                log = self.logs.get((topic, number))
+                if log is None or self.leader((topic, number)) != node:
+                    code = UNKNOWN_TOPIC_OR_PARTITION if log is None else NOT_LEADER
+                    high, stable, aborted, raw = -1, -1, [], b""
+                else:
+                    code, high, stable, aborted, raw = log.fetch(position, request._isolation_level, max_bytes)
+                news = news or bool(code) or bool(raw)
+                out.append((number, code, high, stable, aborted, raw))
+            topics.append((topic, out))
+        return SimpleNamespace(topics=topics) if news or request._max_wait_ms == 0 else None
+
+    def fetch_empty(self, node: int, request: Any) -> Any:
+        """The answer when the wait is over."""
+        waited = FetchRequest(0, request._min_bytes, request._max_bytes, request._isolation_level, request._topics)
+        return self.fetch(node, waited)
+
+    # ── what emitters and ops do ──
+
+    def write(self, partition: Partition, messages: Sequence[Message]) -> int:
+        """Append as a plain producer does; the first offset."""
+        raw = encode(list(enumerate(messages)), last_delta=len(messages) - 1)
+        return self.logs[partition].append(raw, self.now_ms)
+
+    def begin_foreign(self, partition: Partition, messages: Sequence[Message]) -> tuple[int, int]:
+        """Append in an open transaction of an emitter's; its producer id and the first offset."""
+        producer_id = next(self._producer_ids)
+        log = self.logs[partition]
+        raw = encode(list(enumerate(messages)), last_delta=len(messages) - 1, attributes=_TRANSACTIONAL,
+                     producer_id=producer_id, epoch=0, sequence=0)  # fmt: skip
+        return producer_id, log.produce(raw, self.now_ms)[1]
+
+    def end_foreign(self, partition: Partition, producer_id: int, *, commit: bool) -> None:
+        self.logs[partition].mark(producer_id, 0, commit, self.now_ms)
