@@ -56,11 +56,11 @@ def plan(seed: int) -> Plan:
     kinds = tuple(kind for kind in KINDS if dice.random() < 0.45)
     losses = {kind: dice.choice((0.0, 0.01, 0.03)) for kind in LOSSES}
     return Plan(
-        seed=seed, random=dice, lanes=dice.randint(2, 4), gates=dice.choice((2, 2, 3)), nodes=dice.choice((1, 1, 2)),
+        seed=seed, random=dice, lanes=dice.randint(2, 4), gates=dice.choice((2, 2, 3)), nodes=dice.choice((1, 2, 3)),
         fifo=dice.random() < 0.6, latency_s=dice.choice((0.0005, 0.002, 0.01)),
         marker_max_s=dice.choice((0.001, 0.01, 0.1)), batch_max_records=dice.choice((2, 8, 50)),
         transaction_timeout_ms=dice.choice((1_000, 2_000)), max_staleness_ms=dice.choice((400, 1_000)), session_s=1.0,
-        triggers=dice.randint(40, 110), traffic_s=dice.uniform(2.0, 4.5), one_host=dice.random() < 0.5,
+        triggers=dice.randint(80, 240), traffic_s=dice.uniform(2.0, 4.5), one_host=dice.random() < 0.5,
         kinds=() if quiet else kinds, losses={} if quiet else losses, fault_every_s=dice.choice((0.12, 0.25, 0.5)),
         step_s=dice.choice((10e-6, 50e-6, 500e-6)),
     )  # fmt: skip

@@ -271,6 +271,7 @@ class PartitionLog:
         for batch in clean:
             if batch.control and batch.raw is not None and batch.producer_id not in left and dice.random() < 0.5:
                 batch.raw = None
+                self.aborted = [each for each in self.aborted if each[2] != batch.base]
         return removed
 
     def committed(self) -> list[Kept]:
@@ -311,7 +312,7 @@ class Broker:
         self.logs: dict[Partition, PartitionLog] = {}
         self.transactions: dict[str, Transaction] = {}
         self.down: set[int] = set()
-        self.shift = 0  # moves leaders and coordinators between the nodes
+        self.moved: dict[Partition | str, int] = {}  # how often a leader or a coordinator has moved on
         self.loading_until_s = 0.0
         self.committed = self.aborted = self.timed_out = 0
         self.tell: Callable[..., None] = lambda *_: None
@@ -328,14 +329,14 @@ class Broker:
 
     def leader(self, partition: Partition) -> int:
         """The node that leads a partition now, -1 when none does."""
-        return self._node(partition[1] + len(partition[0]))
+        return self._node(partition[1] + len(partition[0]) + self.moved.get(partition, 0))
 
     def coordinator(self, transactional_id: str) -> int:
-        return self._node(sum(transactional_id.encode()))
+        return self._node(sum(transactional_id.encode()) + self.moved.get(transactional_id, 0))
 
     def _node(self, number: int) -> int:
         for step in range(self.nodes):
-            node = (number + self.shift + step) % self.nodes
+            node = (number + step) % self.nodes
             if node not in self.down:
                 return node
         return -1

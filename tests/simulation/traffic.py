@@ -27,7 +27,7 @@ FORBIDDEN_JOB: Final = "payroll/run"
 SUBJECT: Final = "service:ci"
 OTHER_SUBJECT: Final = "service:cd"
 REVOKED_SUBJECT: Final = "service:leaving"  # revoked at some time of a run
-ONE_SHOTS: Final = 120
+ONE_SHOTS: Final = 200
 REPEATS: Final = 0.3
 BEGAN_S: Final = BEGAN_MS // 1000
 

@@ -23,7 +23,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
 
-from app.stream.cluster import Connections
+from app.stream.cluster import METADATA_MAX_AGE_MS, Connections
 from tests.simulation.log import Broker
 from tests.simulation.scheduler import Process, current_process
 
@@ -58,7 +58,7 @@ class Network:
     def __init__(self, broker: Broker, judge: Judge) -> None:
         self.broker, self.judge = broker, judge
         self.loop = broker.loop
-        self.unknown_ends: set[tuple[str, int, int]] = set()  # whose end was asked for and not told
+        self.unknown_ends: set[tuple[str, int, int]] = set()  # writers an end of which was not answered
         self.findings: list[str] = []
 
     def watch(self, request: Any) -> None:
@@ -81,8 +81,9 @@ class Wire(Connections):
         assert process is not None
         self._process = process
         self._timeout_s = request_timeout_ms / 1000
-        self._shift_known = 0
-        self._down_known: set[int] = set()
+        self._leaders: dict[tuple[str, int], int] = {}
+        self._known_at_s = 0.0
+        self._updating: asyncio.Future[bool] | None = None
         self._pending: dict[Hashable, dict[asyncio.Future[Any], None]] = {}
         self._last_arrival: dict[tuple[Hashable, int], float] = {}
         self.cluster = SimpleNamespace(leader_for_partition=self._leader_known, brokers=self._brokers)  # type: ignore[assignment]
@@ -107,19 +108,20 @@ class Wire(Connections):
 
     def _leader_known(self, partition: Any) -> int:
         """As last heard."""
-        broker = self._network.broker
-        number = partition.partition + len(partition.topic)
-        for step in range(broker.nodes):
-            node = (number + self._shift_known + step) % broker.nodes
-            if node not in self._down_known:
-                return node
-        return -1
+        return self._leaders.get((partition.topic, partition.partition), -1)
 
-    async def force_metadata_update(self) -> bool:  # type: ignore[override]
+    def force_metadata_update(self) -> asyncio.Future[bool]:
+        """As aiokafka's: begun at once, awaited or not."""
+        if self._updating is None or self._updating.done():
+            self._updating = asyncio.ensure_future(self._update())
+        return asyncio.shield(self._updating)
+
+    async def _update(self) -> bool:
         verdict = self._network.judge(self._process, -1, None)
         await asyncio.sleep(verdict.request_s + verdict.answer_s)
         broker = self._network.broker
-        self._shift_known, self._down_known = broker.shift, set(broker.down)
+        self._leaders = {partition: broker.leader(partition) for partition in broker.logs}
+        self._known_at_s = self._network.loop.time()
         return True
 
     async def transaction_coordinator(self, transactional_id: str) -> int:
@@ -135,15 +137,14 @@ class Wire(Connections):
     async def send(self, node: int, request: Any, *, group: Hashable = "default") -> Any:  # type: ignore[override]
         network, loop = self._network, self._network.loop
         network.watch(request)
+        if loop.time() - self._known_at_s > METADATA_MAX_AGE_MS / 1000:
+            self.force_metadata_update()
         verdict = network.judge(self._process, node, request)
         broker = network.broker
         if node in broker.down or not 0 <= node < broker.nodes:
             await asyncio.sleep(verdict.request_s)
             raise NodeNotReadyError(f"node {node} cannot be reached")
         broker.tell(self._process.name, "sends", request, verdict)
-        is_end = type(request) is EndTxnRequest
-        if is_end:
-            network.unknown_ends.add((request._transactional_id, request._producer_id, request._producer_epoch))
         answer: asyncio.Future[Any] = loop.create_future()
         pending = self._pending.setdefault(group, {})
         pending[answer] = None
@@ -160,14 +161,15 @@ class Wire(Connections):
                 loop.call_at(arrives_s + verdict.answer_s, _cut, answer, context=loop.world.context)
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await answer
-        except TimeoutError:
-            raise RequestTimedOutError from None
+                return await answer
+        except BaseException as error:
+            if type(request) is EndTxnRequest:
+                network.unknown_ends.add((request._transactional_id, request._producer_id, request._producer_epoch))
+            if isinstance(error, TimeoutError):
+                raise RequestTimedOutError from None
+            raise
         finally:
             pending.pop(answer, None)
-        if is_end and response.error_code == 0:
-            network.unknown_ends.discard((request._transactional_id, request._producer_id, request._producer_epoch))
-        return response
 
     def _arrive(self, node: int, request: Any, answer: asyncio.Future[Any], verdict: Verdict) -> None:
         """In the world's context: the request is at the broker, whatever became of its sender."""

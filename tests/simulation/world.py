@@ -14,7 +14,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -37,11 +37,11 @@ from tests.simulation import faults, traffic
 from tests.simulation.disk import DISK, Disk, Table, WriteBatch
 from tests.simulation.faults import Plan, Weather
 from tests.simulation.log import Broker, Message
-from tests.simulation.scheduler import Loop, Process, current_process, run
+from tests.simulation.scheduler import Loop, Process, Stuck, current_process, run
 from tests.simulation.wire import NETWORK, Network, Wire
 from tests.support.invariants import NO_AUDIT_YET
 
-DRAIN_S: Final = 45.0
+DRAIN_S: Final = 20.0  # the longest waits: a session, a transaction's time-out, a lane's back-off twice
 LOOK_S: Final = 0.1
 RESTART_S: Final = 0.3
 BIRTH_ID: Final = "birth"
@@ -155,21 +155,30 @@ class World:
     async def live(self) -> None:
         """Traffic and faults, then calm until everything is decided and every gate has left."""
         loop, plan = self.loop, self.plan
+        self.begin()
+        ends_s = plan.traffic_s
+        emitting = loop.create_task(self._emit(ends_s))
+        self.tasks.append(loop.create_task(self._change_tables(ends_s)))
+        if plan.kinds:
+            self.tasks.append(loop.create_task(Misfortune(self).befall(ends_s)))
+        await asyncio.sleep(ends_s)
+        await emitting
+        await self.end()
+
+    def begin(self) -> None:
+        """Topics, and gates that start."""
         self.deployment = self._found()
         self.group = Group(self)
+        self.tasks = [self.loop.create_task(self.group.watch())]
         for gate in self.gates:
             self.start(gate)
-        ends_s = plan.traffic_s
-        tasks = [loop.create_task(self._emit(ends_s)), loop.create_task(self.group.watch())]
-        if plan.kinds:
-            tasks.append(loop.create_task(Misfortune(self).befall(ends_s)))
-        tasks.append(loop.create_task(self._change_tables(ends_s)))
-        await asyncio.sleep(max(ends_s - loop.time(), 0.0))
-        await tasks[0]
+
+    async def end(self) -> None:
+        """Calm, until everything is decided; then every gate leaves."""
         await self._calm()
-        await self._drain()
+        await self.drain()
         await self._leave()
-        for task in tasks:
+        for task in self.tasks:
             task.cancel()
 
     # ── gates ──
@@ -206,7 +215,7 @@ class World:
         except Exception as error:
             self.tell(process.name, "ends by", error)
             self.logged.append(Logged(self.loop.time(), process.name, {"event": "worker_ended", "why": repr(error)}))
-            process.alive = False  # the process exits: nothing of it goes on
+            self.loop.kill(process)  # the process exits: nothing of it goes on
 
     async def _heartbeat(self, gate: Gate, process: Process) -> None:
         while process.alive:
@@ -289,7 +298,7 @@ class World:
             await self.send(self.emitter.sentinel(), lane)
         self.tell("world", "is calm")
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
         until_s = self.loop.time() + DRAIN_S
         receipts = [self.broker.logs[self.names[Topic.RECEIPTS], lane] for lane in range(self.plan.lanes)]
         while self.loop.time() < until_s:
@@ -461,7 +470,9 @@ class Misfortune:
                 broker.down.add(node)
                 return later(dice.choice((0.1, 0.4, 1.5)), broker.down.discard, node)
             case "leaders move" if world.plan.nodes > 1:
-                broker.shift += 1
+                for what in (*broker.logs, *broker.transactions):
+                    if dice.random() < 0.3:
+                        broker.moved[what] = broker.moved.get(what, 0) + 1
                 return True
             case "coordinator loads":
                 broker.loading_until_s = loop.time() + dice.random() * 0.5
@@ -573,20 +584,26 @@ def simulated() -> Iterator[None]:
 
 def simulate(seed: int, *, keep_journal: bool = False) -> tuple[World, Outcome]:
     """Run one seed's world to its end and judge it. Call it within `simulated()`."""
+    return live(faults.plan(seed), World.live, keep_journal=keep_journal)
+
+
+def live(
+    plan: Plan, script: Callable[[World], Coroutine[Any, Any, None]], *, keep_journal: bool = False
+) -> tuple[World, Outcome]:
+    """A world in which happens what the script says, and what came of it. Call it within `simulated()`."""
     from tests.simulation import checker
-    from tests.simulation.scheduler import Stuck
 
     collecting = gc.isenabled()
     gc.disable()
-    world = World(faults.plan(seed), keep_journal=keep_journal)
+    world = World(plan, keep_journal=keep_journal)
     try:
         try:
-            run(world.loop, world.live())
+            run(world.loop, script(world))
         except Stuck as error:
             world.findings.append(f"drained: {error}")
         found = checker.violations(world)
         outcome = Outcome(
-            seed, found, world.broker.committed, world.broker.aborted, len(world.sent), world.weather.injected,
+            plan.seed, found, world.broker.committed, world.broker.aborted, len(world.sent), world.weather.injected,
             world.loop.time(), world.digest(),
         )  # fmt: skip
     finally:

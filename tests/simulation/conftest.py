@@ -1,0 +1,15 @@
+"""Tests of simulated worlds run with what lies outside the program replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.simulation.world import simulated
+
+
+@pytest.fixture
+def replaced() -> Iterator[None]:
+    with simulated():
+        yield

@@ -1,0 +1,117 @@
+"""What simulation has found in the program, each as a world in which just that happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from app.stream.lane import Lane, State
+from app.stream.topics import Topic
+from tests.simulation import faults
+from tests.simulation.faults import Plan
+from tests.simulation.world import Gate, Misfortune, World, live
+
+pytestmark = pytest.mark.usefixtures("replaced")
+
+
+def quiet(**changed: int | bool) -> Plan:
+    """A world in which nothing goes wrong by itself."""
+    fixed = {"lanes": 2, "gates": 2, "nodes": 1, "fifo": True, "one_host": False, "batch_max_records": 50}
+    same = {"latency_s": 0.001, "marker_max_s": 0.001, "step_s": 10e-6, "kinds": (), "losses": {}}
+    return replace(faults.plan(0), **(fixed | same | changed))
+
+
+async def until(what: str, holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not holds():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout_s:.0f} s: {what}") from None
+
+
+def running(world: World) -> dict[int, tuple[Gate, Lane]]:
+    """The lanes that run, with their gates."""
+    return {
+        number: (gate, lane)
+        for gate in world.gates
+        if gate.process is not None and gate.alive and not gate.process.stopped and gate.worker is not None
+        for number, lane in gate.worker.lanes.items()
+        if lane.state is State.RUNNING
+    }
+
+
+async def all_run(world: World) -> dict[int, tuple[Gate, Lane]]:
+    await until("all lanes run", lambda: len(running(world)) == world.plan.lanes)
+    return running(world)
+
+
+def test_a_lane_whose_outputs_are_led_elsewhere_now_goes_on_within_seconds() -> None:
+    """Its writer asked the former leader again and again until the client's own refresh of metadata, every 30 s."""
+
+    async def script(world: World) -> None:
+        world.begin()
+        await all_run(world)
+        # None of these is followed, so no follower notices.
+        for topic in (Topic.RECEIPTS, Topic.AUDIT, Topic.JOBS):
+            world.broker.moved[world.names[topic], 0] = 1
+        began_s = world.loop.time()
+        await world.send(world.emitter.sentinel(), 0)
+        await world.drain()
+        assert world.loop.time() - began_s < 10
+        await world.end()
+
+    _, outcome = live(quiet(nodes=2), script)
+    assert outcome.violations == []
+
+
+def test_a_zombie_whose_position_was_decided_and_deleted_meanwhile_does_not_stop_for_good() -> None:
+    """It found its records gone before it learnt that it had been fenced, and stopped with an alarm."""
+
+    async def script(world: World) -> None:
+        world.begin()
+        await world.send(world.emitter.sentinel(), 0)
+        lanes = await all_run(world)
+        zombie, _ = lanes[0]
+        assert zombie.process is not None
+        world.loop.stop_process(zombie.process)
+        await asyncio.sleep(0.2)  # its poll comes back with nothing
+        for _ in range(5):
+            await world.send(world.emitter.sentinel(), 0)
+        await world.drain()
+        await until("another has the lane", lambda: running(world)[0][0] is not zombie)
+        Misfortune(world)._retain()
+        world.loop.continue_process(zombie.process)
+        await asyncio.sleep(3.0)
+        await world.end()
+
+    world, outcome = live(quiet(), script)
+    assert outcome.violations == []
+    assert "lane_stopped" not in [logged.event["event"] for logged in world.logged]
+
+
+def test_a_lane_whose_records_were_deleted_undecided_stops_by_name() -> None:
+    """The other side of it: what is really lost is a named stop, never a reset."""
+
+    async def script(world: World) -> None:
+        world.begin()
+        lanes = await all_run(world)
+        for gate, _ in lanes.values():
+            assert gate.process is not None
+            world.loop.stop_process(gate.process)
+        log = world.broker.logs[world.names[Topic.TRIGGERS], 0]
+        for _ in range(5):
+            await world.send(world.emitter.sentinel(), 0)
+        log.delete_before(3)
+        for gate, _ in lanes.values():
+            assert gate.process is not None
+            world.loop.continue_process(gate.process)
+        await until("it stops", lambda: any("holds offsets" in str(logged.event.get("why")) for logged in world.logged))
+
+    world, outcome = live(quiet(gates=1), script)
+    stopped = [logged.event["why"] for logged in world.logged if logged.event["event"] == "lane_stopped"]
+    assert stopped
+    assert all("sim.triggers[0] holds offsets 3 to 5, the lane stands at 0" in why for why in stopped)
