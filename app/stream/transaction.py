@@ -104,6 +104,8 @@ class KafkaWriter:
             raise Fenced(type(error).__name__) from None
         except (KafkaError, TimeoutError) as error:
             self._dead = type(error).__name__
+            # A leader may have moved: whoever fences anew must not ask the old one again.
+            self._client.force_metadata_update()
             raise CommitUnknown(f"{type(error).__name__} before the end of the transaction was known") from error
         self._dead = None
         return placed
