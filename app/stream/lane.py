@@ -135,12 +135,13 @@ class Lane:
         LANE_STATE.labels(self.number, state.value).set(1)
 
     async def _live(self) -> None:
-        retry_s, failures = RETRY_FIRST_S, 0
+        retry_s, failures, gone = RETRY_FIRST_S, 0, False
         try:
             while not self._released:
                 try:
                     self._enter(State.TAKING)
                     await self._take()
+                    gone = False
                     await self._work()
                 except Fenced as error:
                     # A takeover and a transaction that timed out look the same: no alarm, and another try.
@@ -148,7 +149,14 @@ class Lane:
                     retry_s = max(retry_s, RETRY_FIRST_S * 4)
                 except (CommitUnknown, KafkaError, TimeoutError, OSError) as error:
                     log.warning(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
-                except (LaneBroken, OffsetGone, Unreadable, restore.CheckpointLost) as error:
+                except OffsetGone as error:
+                    # A zombie may miss what its successor has decided: only the newest checkpoint can tell.
+                    if gone:
+                        self._stop(str(error))
+                        break
+                    gone = True
+                    log.warning(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
+                except (LaneBroken, Unreadable, restore.CheckpointLost) as error:
                     self._stop(str(error))
                     break
                 except Exception as error:
