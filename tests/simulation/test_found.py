@@ -12,6 +12,7 @@ from app.stream.lane import Lane, State
 from app.stream.topics import Topic
 from tests.simulation import faults
 from tests.simulation.faults import Plan
+from tests.simulation.places import Place, ask_simulated
 from tests.simulation.world import Gate, Misfortune, World, live
 
 pytestmark = pytest.mark.usefixtures("replaced")
@@ -115,3 +116,38 @@ def test_a_lane_whose_records_were_deleted_undecided_stops_by_name() -> None:
     stopped = [logged.event["why"] for logged in world.logged if logged.event["event"] == "lane_stopped"]
     assert stopped
     assert all("sim.triggers[0] holds offsets 3 to 5, the lane stands at 0" in why for why in stopped)
+
+
+@pytest.mark.parametrize("fifo", [True, False])
+def test_a_cluster_stops_though_something_arrives_at_that_moment(fifo: bool) -> None:
+    """`asyncio.wait_for` of Python 3.11 swallows a cancellation when what it waits for happens at the same time."""
+
+    async def take_and_stop(place: Place) -> None:
+        await place.ops.write(place.a, [b"1"])
+        wake = asyncio.Event()
+        tail = place.cluster.follow((place.a, 0), 0, wake)
+        while not tail.take(1, 1 << 20):
+            await wake.wait()
+            wake.clear()
+
+    for seed in range(10):
+        ask_simulated(take_and_stop, seed, fifo=fifo)
+
+
+def test_tables_stop_though_something_arrives_at_that_moment() -> None:
+    async def script(world: World) -> None:
+        world.begin()
+        await all_run(world)
+        tables = world.gates[0].worker._tables  # type: ignore[union-attr]
+        for _ in range(50):
+            task = world.loop.spawn(world.gates[0].process or world.loop.world, tables._follow())
+            await asyncio.sleep(0.001)
+            tables._wake.set()
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=1.0)
+            assert task.done()
+        await world.end()
+
+    _, outcome = live(quiet(fifo=False), script)
+    assert outcome.violations == []
