@@ -219,7 +219,8 @@ class Cluster:
         if not asked:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 1.0)
+                async with asyncio.timeout(1.0):  # not wait_for, which may swallow a cancellation (Python 3.11)
+                    await self._changed.wait()
             self._poll_all()  # a broker may have joined
             return False
         topics: dict[str, list[tuple[int, int, int]]] = {}

@@ -213,7 +213,8 @@ class Lane:
 
     async def _until_woken(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):  # not wait_for, which may swallow a cancellation (Python 3.11)
+                await self._wake.wait()
 
     # ── taking: rule 2 ──
 

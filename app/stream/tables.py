@@ -114,7 +114,8 @@ class Tables:
                 self._keys.follow(self._rules)
                 self._rebuild()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), WAIT_S)
+                async with asyncio.timeout(WAIT_S):  # not wait_for, which may swallow a cancellation (Python 3.11)
+                    await self._wake.wait()
 
     def _apply(self, topic: Topic, record: ReadRecord) -> None:
         complaint = self._apply_registry(record) if topic is Topic.REGISTRY else self._apply_revocation(record)
