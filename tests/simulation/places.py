@@ -130,6 +130,8 @@ async def _place(bootstrap: str, ops: Ops) -> AsyncIterator[Place]:
     )  # fmt: skip
     await cluster.start()
     try:
+        for topic in topics:
+            await cluster.watermarks((topic, 0))  # until its leader knows it
         yield Place(cluster, ops, topics)
     finally:
         async with asyncio.timeout(PATIENCE_S):
@@ -184,18 +186,17 @@ def ask_simulated(contract: Contract, seed: int, *, fifo: bool = False) -> None:
 
 class RealOps:
     def __init__(self, bootstrap: str) -> None:
+        from app.stream.inspection import connect
+
         self._bootstrap = bootstrap
+        self._admin = connect(_kafka(bootstrap))
         self._numbers = itertools.count()
 
     async def create(self, topic: str, *, append_time: bool) -> None:
         from confluent_kafka.admin import NewTopic
 
-        from app.stream.inspection import connect
-
         kind = "LogAppendTime" if append_time else "CreateTime"
-        made = connect(_kafka(self._bootstrap)).create_topics(
-            [NewTopic(topic, 1, config={"message.timestamp.type": kind})]
-        )
+        made = self._admin.create_topics([NewTopic(topic, 1, config={"message.timestamp.type": kind})])
         await asyncio.to_thread(made[topic].result, 30)
 
     async def write(self, topic: str, values: Sequence[bytes]) -> None:
@@ -225,9 +226,7 @@ class RealOps:
     async def delete_before(self, topic: str, offset: int) -> None:
         from confluent_kafka import TopicPartition
 
-        from app.stream.inspection import connect
-
-        done = connect(_kafka(self._bootstrap)).delete_records([TopicPartition(topic, 0, offset)])
+        done = self._admin.delete_records([TopicPartition(topic, 0, offset)])
         for future in done.values():
             await asyncio.to_thread(future.result, 30)
 

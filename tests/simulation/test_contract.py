@@ -70,8 +70,8 @@ async def many_transactions_follow_each_other_on_one_epoch(place: Place) -> None
 @contract
 async def what_is_aborted_takes_offsets_and_is_not_read(place: Place) -> None:
     writer = await place.fence()
-    await place.add(writer, place.a)
-    await place.produce(writer, place.a, 0, b"1", b"2")
+    assert await place.add(writer, place.a) == 0
+    assert await place.produce(writer, place.a, 0, b"1", b"2") == 0
     assert await place.end(writer, commit=False) == 0
     await place.settled(place.a)
     await place.ops.write(place.a, [b"3"])
@@ -204,9 +204,9 @@ async def who_fences_gets_a_higher_epoch_and_the_former_is_fenced_everywhere(pla
 @contract
 async def a_fence_ends_the_formers_transaction_before_it_returns(place: Place) -> None:
     old = await place.fence()
-    await place.add(old, place.a, place.b)
-    await place.produce(old, place.a, 0, b"1")
-    await place.produce(old, place.b, 0, b"1")
+    assert await place.add(old, place.a, place.b) == 0
+    assert await place.produce(old, place.a, 0, b"1") == 0
+    assert await place.produce(old, place.b, 0, b"1") == 0
     assert await place.stable(place.a) == 0
     new = await place.fence()
     for topic in (place.a, place.b):
@@ -221,8 +221,8 @@ async def a_fence_ends_the_formers_transaction_before_it_returns(place: Place) -
 async def a_fence_right_after_an_end_finds_it_settled(place: Place) -> None:
     for number in range(5):
         old = await place.fence()
-        await place.add(old, place.a)
-        await place.produce(old, place.a, 0, b"%d" % number)
+        assert await place.add(old, place.a) == 0
+        assert await place.produce(old, place.a, 0, b"%d" % number) == 0
         assert await place.end(old) == 0
         await place.fence()
         assert await place.stable(place.a) == await place.high(place.a)
@@ -232,8 +232,8 @@ async def a_fence_right_after_an_end_finds_it_settled(place: Place) -> None:
 @contract
 async def a_transaction_that_times_out_is_aborted_and_its_owner_fenced(place: Place) -> None:
     writer = await place.fence()
-    await place.add(writer, place.a)
-    await place.produce(writer, place.a, 0, b"1")
+    assert await place.add(writer, place.a) == 0
+    assert await place.produce(writer, place.a, 0, b"1") == 0
     await place.settled(place.a)
     assert await place.read(place.a) == []
     assert await place.end(writer) in FENCING
@@ -248,11 +248,11 @@ async def a_transaction_that_times_out_is_aborted_and_its_owner_fenced(place: Pl
 @contract
 async def a_late_end_of_a_former_epoch_changes_nothing(place: Place) -> None:
     old = await place.fence()
-    await place.add(old, place.a)
-    await place.produce(old, place.a, 0, b"old")
+    assert await place.add(old, place.a) == 0
+    assert await place.produce(old, place.a, 0, b"old") == 0
     new = await place.fence()
-    await place.add(new, place.a)
-    await place.produce(new, place.a, 0, b"new")
+    assert await place.add(new, place.a) == 0
+    assert await place.produce(new, place.a, 0, b"new") == 0
     assert await place.end(old) in FENCING
     assert await place.stable(place.a) < await place.high(place.a)
     assert await place.end(new) == 0
@@ -263,12 +263,12 @@ async def a_late_end_of_a_former_epoch_changes_nothing(place: Place) -> None:
 async def a_late_end_where_the_epoch_was_kept_commits_half_of_the_next_transaction(place: Place) -> None:
     """The damage that the rule (never that producer again) is there for: without it the simulation must show it."""
     writer = await place.fence()
-    await place.add(writer, place.a, place.b)
-    await place.produce(writer, place.a, 0, b"first")
-    await place.produce(writer, place.b, 0, b"first")
+    assert await place.add(writer, place.a, place.b) == 0
+    assert await place.produce(writer, place.a, 0, b"first") == 0
+    assert await place.produce(writer, place.b, 0, b"first") == 0
     assert await place.end(writer) == 0  # sent again, since the first was not answered
-    await place.add(writer, place.a, place.b)
-    await place.produce(writer, place.a, 1, b"second")
+    assert await place.add(writer, place.a, place.b) == 0
+    assert await place.produce(writer, place.a, 1, b"second") == 0
     assert await place.end(writer) == 0  # the first one arrives
     await place.settled(place.a)
     assert await place.produce(writer, place.b, 1, b"second") in FENCING
@@ -283,8 +283,8 @@ async def a_late_end_where_the_epoch_was_kept_commits_half_of_the_next_transacti
 async def an_end_is_answered_the_same_again_and_its_opposite_refused(place: Place) -> None:
     writer = await place.fence()
     assert await place.end(writer) == INVALID_TXN_STATE
-    await place.add(writer, place.a)
-    await place.produce(writer, place.a, 0, b"1")
+    assert await place.add(writer, place.a) == 0
+    assert await place.produce(writer, place.a, 0, b"1") == 0
     assert await place.end(writer) == 0
     await place.settled(place.a)
     assert await place.end(writer) == 0
@@ -295,7 +295,7 @@ async def an_end_is_answered_the_same_again_and_its_opposite_refused(place: Plac
 @contract
 async def a_partition_that_was_not_added_takes_nothing(place: Place) -> None:
     writer = await place.fence()
-    await place.add(writer, place.a)
+    assert await place.add(writer, place.a) == 0
     assert await place.produce(writer, place.b, 0, b"1") in FENCING
     assert await place.produce(writer, place.a, 0, b"1") == 0
     assert await place.end(writer) == 0
@@ -306,12 +306,12 @@ async def a_partition_that_was_not_added_takes_nothing(place: Place) -> None:
 @contract
 async def sequence_numbers_have_no_gaps_and_begin_anew_with_an_epoch(place: Place) -> None:
     writer = await place.fence()
-    await place.add(writer, place.a)
+    assert await place.add(writer, place.a) == 0
     assert await place.produce(writer, place.a, 0, b"1", b"2") == 0
     assert await place.produce(writer, place.a, 3, b"4") == OUT_OF_ORDER_SEQUENCE
     assert await place.produce(writer, place.a, 2, b"3") == 0
     writer = await place.fence()
-    await place.add(writer, place.a)
+    assert await place.add(writer, place.a) == 0
     assert await place.produce(writer, place.a, 0, b"5") == 0
     assert await place.end(writer) == 0
     assert await place.values(place.a) == [b"5"]

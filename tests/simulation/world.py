@@ -42,6 +42,7 @@ from tests.simulation.wire import NETWORK, Network, Wire
 from tests.support.invariants import NO_AUDIT_YET
 
 DRAIN_S: Final = 20.0  # the longest waits: a session, a transaction's time-out, a lane's back-off twice
+LEAVE_S: Final = 10.0
 LOOK_S: Final = 0.1
 RESTART_S: Final = 0.3
 BIRTH_ID: Final = "birth"
@@ -85,7 +86,7 @@ class Gate:
         self.given: set[int] = set()
         self.inbox: list[set[int]] = []
         self.news: asyncio.Event = asyncio.Event()
-        self.leaving = False
+        self.leaving = self.left = False
 
     @property
     def alive(self) -> bool:
@@ -186,7 +187,7 @@ class World:
     def start(self, gate: Gate) -> None:
         gate.lives += 1
         gate.process = Process(f"{gate.name}.{gate.lives}")
-        gate.joined, gate.given, gate.inbox, gate.leaving = False, set(), [], False
+        gate.joined, gate.given, gate.inbox, gate.leaving, gate.left = False, set(), [], False, False
         gate.worker = None
         gate.news = asyncio.Event()
         self.tell(gate.process.name, "starts")
@@ -211,6 +212,7 @@ class World:
             gate.joined = False
             beat.cancel()
             await worker._leave()
+            gate.left = True
             self.tell(process.name, "has left")
         except Exception as error:
             self.tell(process.name, "ends by", error)
@@ -329,16 +331,15 @@ class World:
         for gate in self.gates:
             gate.leaving = True
             gate.news.set()
-        for _ in range(100):
-            if not any(gate.alive and gate.process is not None and self._is_running(gate) for gate in self.gates):
-                break
+        until_s = self.loop.time() + LEAVE_S
+        while self.loop.time() < until_s and not all(gate.left or not gate.alive for gate in self.gates):
             await asyncio.sleep(LOOK_S)
+        self.findings += [
+            f"leaves: {gate.name} did not leave within {LEAVE_S:.0f} s"
+            for gate in self.gates
+            if gate.alive and not gate.left
+        ]
         await asyncio.sleep(self.plan.transaction_timeout_ms / 1000 + 1.2)
-
-    def _is_running(self, gate: Gate) -> bool:
-        return gate.worker is not None and any(
-            lane._task is not None and not lane._task.done() for lane in gate.worker.lanes.values()
-        )
 
     # ── judging ──
 
