@@ -78,7 +78,9 @@ def revoked_is_refused(world: World, seen: Seen) -> Iterator[str]:
 
 def rivals_have_one_job(world: World, seen: Seen) -> Iterator[str]:
     """Of requests that fight for one identity one wins."""
-    won = {world.sent[row["trigger"]["id"]].sent.identity for _, row in seen.job_rows if row["trigger"]["id"] in world.sent}
+    won = {
+        world.sent[row["trigger"]["id"]].sent.identity for _, row in seen.job_rows if row["trigger"]["id"] in world.sent
+    }
     for identity in {trigger.sent.identity for trigger in world.sent.values() if trigger.rival} - won:
         yield f"rivals_have_one_job: no request for {identity} became a job"
 

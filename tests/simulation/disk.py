@@ -45,7 +45,7 @@ DISK: ContextVar[Disk] = ContextVar("DISK")
 class Table:
     """An open database; stands in for rocksdict.Rdict."""
 
-    def __init__(self, path: str, options: Any = None) -> None:
+    def __init__(self, path: str, options: Any = None) -> None:  # noqa: ARG002
         self._disk, self._path = DISK.get(), path
         process = current_process()
         assert process is not None
@@ -72,7 +72,7 @@ class Table:
             else:
                 self._rows[key] = value
 
-    def items(self, *, read_opt: Any = None, from_key: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, *, read_opt: Any = None, from_key: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:  # noqa: ARG002
         self._check()
         return iter([(key, self._rows[key]) for key in sorted(self._rows) if from_key is None or key >= from_key])
 

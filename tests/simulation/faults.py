@@ -75,7 +75,7 @@ class Weather:
     calm: bool = False
     slow: float = 1.0
 
-    def __call__(self, process: Process, node: int, request: Any) -> Verdict:
+    def __call__(self, _: Process, node: int, request: Any) -> Verdict:
         dice = self.plan.random
         scale = self.plan.latency_s * self.slow
         verdict = Verdict(scale * (0.2 + dice.random()), scale * (0.2 + dice.random()))

@@ -52,7 +52,7 @@ def _batches(request: ProduceRequest) -> Iterator[str]:
     for topic, rows in request._topics:
         for number, raw in rows:
             epoch, _, count = struct.unpack_from(">hii", raw, 51)
-            yield f"{_short(topic)}[{number}]×{count} epoch {epoch}"
+            yield f"{_short(topic)}[{number}] {count} epoch {epoch}"
 
 
 def _answer(part: Any) -> str:
@@ -63,7 +63,9 @@ def _answer(part: Any) -> str:
     if hasattr(part, "errors"):
         return f"→ {_code(max(code for _, rows in part.errors for _, code in rows))}"
     if hasattr(part, "topics"):
-        placed = [f"{_short(topic)}[{row[0]}] {_code(row[1])} at {row[2]}" for topic, rows in part.topics for row in rows]
+        placed = [
+            f"{_short(topic)}[{row[0]}] {_code(row[1])} at {row[2]}" for topic, rows in part.topics for row in rows
+        ]
         return f"→ {', '.join(placed)}"
     return str(part)
 

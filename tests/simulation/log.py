@@ -211,7 +211,9 @@ class PartitionLog:
         for wake in waiting:
             wake()
 
-    def fetch(self, position: int, isolation: int, max_bytes: int) -> tuple[int, int, int, list[tuple[int, int]], bytes]:
+    def fetch(
+        self, position: int, isolation: int, max_bytes: int
+    ) -> tuple[int, int, int, list[tuple[int, int]], bytes]:
         """(error code, high watermark, last stable offset, aborted transactions, bytes)."""
         stable = self.stable
         if not self.start <= position <= self.end:

@@ -95,7 +95,7 @@ class Place:
     async def settled(self, topic: str) -> None:
         """Until no transaction is open on it."""
         async with asyncio.timeout(PATIENCE_S):
-            while await self.stable(topic) != await self.high(topic):
+            while await self.stable(topic) != await self.high(topic):  # noqa: ASYNC110 - a broker sets no event
                 await asyncio.sleep(0.05)
 
     async def read(self, topic: str, start: int = 0, end: int | None = None) -> list[ReadRecord]:

@@ -28,7 +28,7 @@ def quiet(**changed: int | bool) -> Plan:
 async def until(what: str, holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
     try:
         async with asyncio.timeout(timeout_s):
-            while not holds():
+            while not holds():  # noqa: ASYNC110 - anything may make it true
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {timeout_s:.0f} s: {what}") from None
@@ -112,7 +112,7 @@ def test_a_lane_whose_records_were_deleted_undecided_stops_by_name() -> None:
             world.loop.continue_process(gate.process)
         await until("it stops", lambda: any("holds offsets" in str(logged.event.get("why")) for logged in world.logged))
 
-    world, outcome = live(quiet(gates=1), script)
+    world, _ = live(quiet(gates=1), script)
     stopped = [logged.event["why"] for logged in world.logged if logged.event["event"] == "lane_stopped"]
     assert stopped
     assert all("sim.triggers[0] holds offsets 3 to 5, the lane stands at 0" in why for why in stopped)

@@ -96,7 +96,7 @@ class Wire(Connections):
     async def bootstrap(self) -> None:
         await self.force_metadata_update()
 
-    async def set_topics(self, topics: Any) -> None:
+    async def set_topics(self, _: Any) -> None:
         await self.force_metadata_update()
 
     async def close(self) -> None:

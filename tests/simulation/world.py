@@ -241,7 +241,7 @@ class World:
 
     async def send(self, trigger: traffic.Trigger, lane: int) -> None:
         partition = (self.names[Topic.TRIGGERS], lane)
-        while self.broker.leader(partition) < 0:
+        while self.broker.leader(partition) < 0:  # noqa: ASYNC110 - a broker sets no event
             await asyncio.sleep(0.05)
         self._note(trigger, lane, self.broker.write(partition, [trigger.message]))
 
@@ -294,7 +294,7 @@ class World:
             if gate.process is not None:
                 gate.process.clock_off_ms = 0
                 self.loop.continue_process(gate.process)
-        while self.open_emitters:
+        while self.open_emitters:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
         for lane in range(self.plan.lanes):
             await self.send(self.emitter.sentinel(), lane)
@@ -332,7 +332,7 @@ class World:
             gate.leaving = True
             gate.news.set()
         until_s = self.loop.time() + LEAVE_S
-        while self.loop.time() < until_s and not all(gate.left or not gate.alive for gate in self.gates):
+        while self.loop.time() < until_s and not all(gate.left or not gate.alive for gate in self.gates):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
         self.findings += [
             f"leaves: {gate.name} did not leave within {LEAVE_S:.0f} s"
@@ -374,9 +374,7 @@ class Group:
                 if not gate.alive and not gate.leaving:
                     await asyncio.sleep(RESTART_S * world.dice.random())
                     world.start(gate)
-            heard = [
-                gate for gate in world.gates if gate.joined and now_s - gate.heard_s < world.plan.session_s * 1.2
-            ]
+            heard = [gate for gate in world.gates if gate.joined and now_s - gate.heard_s < world.plan.session_s * 1.2]
             if heard != self.members:
                 self.members = heard
                 self.rebalance()
