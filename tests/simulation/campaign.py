@@ -16,7 +16,8 @@ from typing import Final
 
 from tests.planted.bugs import BUGS, planted
 from tests.simulation import history
-from tests.simulation.world import Outcome, simulate, simulated
+from tests.simulation.replaced import simulated
+from tests.simulation.world import Outcome, simulate
 
 CHUNK: Final = 10  # seeds a process takes at once
 CHUNKS_PER_PROCESS: Final = 100

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.world import simulated
+from tests.simulation.replaced import simulated
 
 
 @pytest.fixture

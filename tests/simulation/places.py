@@ -19,7 +19,8 @@ from app.stream import batch
 from app.stream.cluster import Cluster
 from app.stream.log import ReadRecord
 from app.stream.transaction import KafkaWriter
-from tests.simulation.log import READ_COMMITTED, Broker, Message
+from tests.simulation.log import Broker
+from tests.simulation.partition import READ_COMMITTED, Message
 from tests.simulation.scheduler import Loop, run
 from tests.simulation.wire import NETWORK, Network, Verdict
 

@@ -17,8 +17,8 @@ from app.stream.log import CommitUnknown, Fenced, OffsetGone
 from tests.simulation import disk
 from tests.simulation.disk import DISK, Disk
 from tests.simulation.places import Contract, Place, ask_real, ask_simulated
+from tests.simulation.replaced import simulated
 from tests.simulation.scheduler import PROCESS, Process
-from tests.simulation.world import simulated
 
 INVALID_TXN_STATE = 48
 # Which of them a broker says depends on its version and on who is asked; all mean: you are not the owner any more.

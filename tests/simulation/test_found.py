@@ -12,8 +12,10 @@ from app.stream.lane import Lane, State
 from app.stream.topics import Topic
 from tests.simulation import faults
 from tests.simulation.faults import Plan
+from tests.simulation.group import Gate
+from tests.simulation.misfortune import Misfortune
 from tests.simulation.places import Place, ask_simulated
-from tests.simulation.world import Gate, Misfortune, World, live
+from tests.simulation.world import World, live
 
 pytestmark = pytest.mark.usefixtures("replaced")
 

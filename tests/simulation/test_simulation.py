@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("replaced")
 SEEDS = 100
 BUG_SEEDS = 150
 _TELL_DIGEST = """
-from tests.simulation.world import simulate, simulated
+from tests.simulation.replaced import simulated
+from tests.simulation.world import simulate
 with simulated():
     print(simulate(7)[1].digest)
 """

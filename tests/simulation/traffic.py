@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import jwt
 
-from tests.simulation.log import Message
+from tests.simulation.partition import Message
 from tests.simulation.scheduler import BEGAN_MS
 from tests.support.invariants import Sent
 

@@ -11,40 +11,34 @@ import asyncio
 import gc
 import json
 import random
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
-from app import trust
-from app.config import Gate as GateSettings
-from app.config import Kafka, Settings, Telemetry
+from app.config import Settings
 from app.gate import outputs
 from app.gate.outputs import Checkpoint
 from app.gate.revocation import revocation_record
-from app.stream import cluster, store
 from app.stream.topic_check import Deployment
 from app.stream.topics import LAYOUT, LOG_APPEND, Topic
 from app.stream.worker import Worker
-from tests.simulation import faults, traffic
-from tests.simulation.disk import DISK, Disk, Table, WriteBatch
+from tests.simulation import checker, faults, replaced, traffic
+from tests.simulation.disk import DISK, Disk
 from tests.simulation.faults import Plan, Weather
-from tests.simulation.log import Broker, Message
-from tests.simulation.scheduler import Loop, Process, Stuck, current_process, run
-from tests.simulation.wire import NETWORK, Network, Wire
+from tests.simulation.group import Gate, Group
+from tests.simulation.log import Broker
+from tests.simulation.misfortune import Misfortune
+from tests.simulation.partition import Message
+from tests.simulation.scheduler import Loop, Process, Stuck, run
+from tests.simulation.wire import NETWORK, Network
 from tests.support.invariants import NO_AUDIT_YET
 
 DRAIN_S: Final = 20.0  # the longest waits: a session, a transaction's time-out, a lane's back-off twice
 LEAVE_S: Final = 10.0
 LOOK_S: Final = 0.1
-RESTART_S: Final = 0.3
 BIRTH_ID: Final = "birth"
 CLUSTER_ID: Final = "cluster"
 DAY_MS: Final = 86_400_000
@@ -73,26 +67,6 @@ class Outcome:
     digest: str  # of everything on every topic: the same seed gives the same
 
 
-class Gate:
-    """A machine that runs one gate process after another."""
-
-    def __init__(self, number: int, state_dir: Path) -> None:
-        self.name, self.number, self.state_dir = f"gate-{number}", number, state_dir
-        self.lives = self.generation = 0
-        self.process: Process | None = None
-        self.worker: Worker | None = None
-        self.joined = False
-        self.heard_s = 0.0
-        self.given: set[int] = set()
-        self.inbox: list[set[int]] = []
-        self.news: asyncio.Event = asyncio.Event()
-        self.leaving = self.left = False
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.alive
-
-
 @dataclass
 class World:
     """One world, of one seed."""
@@ -116,7 +90,7 @@ class World:
         self.revoked_at_ms: int | None = None
         self.open_emitters = 0
         self.dice = random.Random(f"world {plan.seed}")
-        root = Path(_directory())
+        root = Path(replaced.directory())
         self.gates = [
             Gate(number, root / ("shared" if plan.one_host else f"gate-{number}")) for number in range(plan.gates)
         ]
@@ -124,13 +98,17 @@ class World:
         context = self.loop.world.context
         context.run(NETWORK.set, self.network)
         context.run(DISK.set, self.disk)
-        context.run(_WORLD.append, self)
+        replaced.listeners.append(self._hear)
         if self.keep_journal:
             self.broker.tell = self.tell
 
     def tell(self, who: str, *what: Any) -> None:
         if self.keep_journal:
             self.journal.append((self.loop.time(), who, what))
+
+    def _hear(self, process: str, event: dict[str, Any]) -> None:
+        self.logged.append(Logged(self.loop.time(), process, event))
+        self.tell(process, event["event"], {name: what for name, what in event.items() if name != "event"})
 
     # ── beginning ──
 
@@ -226,7 +204,9 @@ class World:
 
     def _settings(self, gate: Gate) -> Settings:
         plan = self.plan
-        return _settings(plan.batch_max_records, plan.transaction_timeout_ms, plan.max_staleness_ms, gate.state_dir)
+        return replaced.settings(
+            plan.batch_max_records, plan.transaction_timeout_ms, plan.max_staleness_ms, gate.state_dir
+        )
 
     # ── traffic ──
 
@@ -352,246 +332,15 @@ class World:
         return state.hexdigest()[:16]
 
 
-class Group:
-    """The consumer group's coordinator: who is heard has lanes; those who are not lose theirs, and may not know it."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.members: list[Gate] = []
-        self.closed = False
-        self.generation = 0
-
-    async def watch(self) -> None:
-        world = self.world
-        while True:
-            await asyncio.sleep(0.05)
-            if self.closed:
-                continue
-            now_s = world.loop.time()
-            for gate in world.gates:
-                if gate.alive and gate.joined and any(lane.stopped_because for lane in gate.worker.lanes.values()):
-                    world.loop.kill(gate.process)  # its liveness probe fails
-                if not gate.alive and not gate.leaving:
-                    await asyncio.sleep(RESTART_S * world.dice.random())
-                    world.start(gate)
-            heard = [gate for gate in world.gates if gate.joined and now_s - gate.heard_s < world.plan.session_s * 1.2]
-            if heard != self.members:
-                self.members = heard
-                self.rebalance()
-
-    def rebalance(self) -> None:
-        dice = self.world.dice
-        given: dict[str, set[int]] = {gate.name: set() for gate in self.members}
-        for lane in range(self.world.plan.lanes):
-            if self.members:
-                keeps = [gate for gate in self.members if lane in gate.given]
-                gate = keeps[0] if keeps and dice.random() < 0.6 else dice.choice(self.members)
-                given[gate.name].add(lane)
-        for gate in self.members:
-            self.give(gate, given[gate.name])
-
-    def give(self, gate: Gate, lanes: set[int]) -> None:
-        """The member learns it after a while; until then it believes the former."""
-        gate.given = lanes
-        self.world.tell("group", "gives", gate.name, sorted(lanes))
-        process = gate.process
-        self.generation += 1
-        generation = self.generation
-
-        def arrive() -> None:
-            if gate.process is process and generation > gate.generation:
-                gate.generation = generation
-                gate.inbox.append(lanes)
-                gate.news.set()
-
-        self.world.broker.later(self.world.dice.random() ** 3, arrive)
-
-
-class Misfortune:
-    """Chooses what goes wrong, and when."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.weights = [faults.KINDS[kind] for kind in world.plan.kinds]
-
-    async def befall(self, ends_s: float) -> None:
-        world, dice = self.world, self.world.dice
-        while True:
-            await asyncio.sleep(dice.expovariate(1 / world.plan.fault_every_s))
-            if world.loop.time() >= ends_s:
-                return
-            kind = dice.choices(world.plan.kinds, self.weights)[0]
-            gate = dice.choice(world.gates)
-            world.tell("fault", kind, gate.name)
-            if self._inflict(kind, gate):
-                world.weather.injected[kind] += 1
-
-    def _inflict(self, kind: str, gate: Gate) -> bool:
-        world, dice, loop, broker = self.world, self.world.dice, self.world.loop, self.world.broker
-        process = gate.process
-        names, lane = world.names, dice.randrange(world.plan.lanes)
-
-        def later(seconds: float, undo: Any, *args: Any) -> bool:
-            broker.later(seconds, undo, *args)
-            return True
-
-        match kind:
-            case "kill" | "disk lost" if process is not None and process.alive:
-                loop.kill(process)
-                gate.joined = False
-                if kind == "disk lost":
-                    for path in [path for path in world.disk.tables if path.startswith(str(gate.state_dir))]:
-                        holder = world.disk.locks.get(path)
-                        if holder is None or not holder.alive:
-                            world.disk.remove(path)
-                return True
-            case "stop short" | "stop past the session" if process is not None and process.alive:
-                loop.stop_process(process)
-                seconds = dice.uniform(0.05, 0.8) if kind == "stop short" else dice.uniform(1.2, 3.5)
-                return later(seconds, loop.continue_process, process)
-            case "leave" if gate.joined:
-                gate.leaving = True
-                gate.news.set()
-                return later(0.5 + dice.random(), self._gone, gate, process)
-            case "hijack":
-                name = f"{traffic.PREFIX}lane-{lane}"
-                broker._init(broker.coordinator(name), name, 1_000)
-                return True
-            case "rebalance":
-                world.group.rebalance()
-                return True
-            case "two owners" if world.group.members:
-                second = dice.choice(world.group.members)
-                world.group.give(second, second.given | {lane})
-                return True
-            case "broker down":
-                node = dice.randrange(world.plan.nodes)
-                broker.down.add(node)
-                return later(dice.choice((0.1, 0.4, 1.5)), broker.down.discard, node)
-            case "leaders move" if world.plan.nodes > 1:
-                for what in (*broker.logs, *broker.transactions):
-                    if dice.random() < 0.3:
-                        broker.moved[what] = broker.moved.get(what, 0) + 1
-                return True
-            case "coordinator loads":
-                broker.loading_until_s = loop.time() + dice.random() * 0.5
-                return True
-            case "slow network":
-                world.weather.slow = 10.0
-                return later(dice.random(), setattr, world.weather, "slow", 1.0)
-            case "clock off" if process is not None:
-                process.clock_off_ms = dice.choice((-1, 1)) * dice.choice((2_000, 50_000, 5 * 3_600_000))
-                return later(dice.uniform(0.1, 1.0), setattr, process, "clock_off_ms", 0)
-            case "disk full" if process is not None:
-                world.disk.full.add(process.name)
-                return later(dice.uniform(0.05, 0.6), world.disk.full.discard, process.name)
-            case "compaction":
-                for log in broker.logs.values():
-                    if log.compacted:
-                        log.compact(dice)
-                return True
-            case "retention":
-                return self._retain()
-            case "emitter's transaction":
-                if broker.leader((names[Topic.TRIGGERS], lane)) < 0:
-                    return False
-                loop.create_task(world.send_in_transaction(lane))
-                return True
-        return False
-
-    def _gone(self, gate: Gate, process: Process | None) -> None:
-        """By now it has left, or its supervisor kills it; the machine starts another."""
-        if gate.process is process and process is not None:
-            self.world.loop.kill(process)
-            gate.joined = gate.leaving = False
-
-    def _retain(self) -> bool:
-        """Old triggers are deleted: those before every lane's committed checkpoint."""
-        world = self.world
-        for lane in range(world.plan.lanes):
-            rows = world.broker.logs[world.names[Topic.CHECKPOINTS], lane].committed()
-            stands = json.loads(rows[-1].value or b"")
-            world.broker.logs[world.names[Topic.TRIGGERS], lane].delete_before(stands["triggers_offset"])
-            world.broker.logs[world.names[Topic.HANDOFFS], lane].delete_before(stands["handoffs_offset"])
-        return True
-
-
-# ── what is replaced, for all worlds of this process ──
-
-_WORLD: list[World] = []
-_settings_made: dict[tuple[Any, ...], Settings] = {}
-_directories: list[str] = []
-
-
-def _directory() -> str:
-    if not _directories:
-        _directories.append(tempfile.mkdtemp(prefix="simulation-"))
-        secret = Path(_directories[0]) / "secret"
-        secret.write_bytes(traffic.SECRET)
-        secret.chmod(0o600)
-    return _directories[0]
-
-
-def _settings(batch_max_records: int, transaction_timeout_ms: int, max_staleness_ms: int, state_dir: Path) -> Settings:
-    wanted = (batch_max_records, transaction_timeout_ms, max_staleness_ms, state_dir)
-    if wanted not in _settings_made:
-        _settings_made[wanted] = Settings(
-            kafka=Kafka(bootstrap="localhost:9092", prefix=traffic.PREFIX, request_timeout_ms=1_000),
-            gate=GateSettings(
-                batch_max_records=batch_max_records, transaction_timeout_ms=transaction_timeout_ms,
-                max_staleness_ms=max_staleness_ms, state_dir=state_dir, compression="none",
-                insecure_dev_hs256=Path(_directory()) / "secret",
-            ),
-            telemetry=Telemetry(port=0),
-        )  # fmt: skip
-    return _settings_made[wanted]
-
-
-def _log(_: Any, level: str, event: dict[str, Any]) -> Any:
-    if _WORLD:
-        world, process = _WORLD[-1], current_process()
-        world.logged.append(Logged(world.loop.time(), str(process), {"level": level} | event))
-        if world.keep_journal:
-            world.tell(str(process), event["event"], {k: v for k, v in event.items() if k != "event"})
-    raise structlog.DropEvent
-
-
-@contextmanager
-def simulated() -> Iterator[None]:
-    """What lies outside the program is replaced while inside."""
-    replaced: list[tuple[Any, str, Any]] = [
-        (cluster, "Connections", Wire), (store, "Rdict", Table), (store, "WriteBatch", WriteBatch),
-        (store, "_options", lambda: None), (store, "_scan_options", lambda: None),
-        (shutil, "rmtree", lambda path, **_: DISK.get().remove(path)), (trust, "_tls", lambda _: None),
-    ]  # fmt: skip
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
-    configured = structlog.get_config()
-    structlog.configure(processors=[_log], cache_logger_on_first_use=False)
-    for owner, name, value in replaced:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for owner, name, value in originals:
-            setattr(owner, name, value)
-        structlog.configure(**configured)
-        for directory in _directories:
-            shutil.rmtree(directory, ignore_errors=True)
-        _directories.clear()
-        _settings_made.clear()
-
-
 def simulate(seed: int, *, keep_journal: bool = False) -> tuple[World, Outcome]:
-    """Run one seed's world to its end and judge it. Call it within `simulated()`."""
+    """Run one seed's world to its end and judge it. Call it within `replaced.simulated()`."""
     return live(faults.plan(seed), World.live, keep_journal=keep_journal)
 
 
 def live(
     plan: Plan, script: Callable[[World], Coroutine[Any, Any, None]], *, keep_journal: bool = False
 ) -> tuple[World, Outcome]:
-    """A world in which happens what the script says, and what came of it. Call it within `simulated()`."""
-    from tests.simulation import checker
-
+    """A world in which happens what the script says, and what came of it. Call it within `replaced.simulated()`."""
     collecting = gc.isenabled()
     gc.disable()
     world = World(plan, keep_journal=keep_journal)
@@ -606,7 +355,7 @@ def live(
             world.loop.time(), world.digest(),
         )  # fmt: skip
     finally:
-        _WORLD.clear()
+        replaced.listeners.remove(world._hear)
         world.loop.bury()
         if collecting:
             gc.enable()
