@@ -79,10 +79,13 @@ def _outcomes(first: int, count: int, jobs: int) -> Iterator[Outcome]:
 
 
 def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops, and tells what there is
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent stops, and tells what there is
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def run_seeds(first: int, count: int, jobs: int) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # even where the shell that began it has them ignored
+        signal.signal(number, signal.default_int_handler)
     totals, told_s = Totals(), 0.0
     interrupted = False
     try:

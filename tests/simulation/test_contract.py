@@ -24,7 +24,7 @@ INVALID_TXN_STATE = 48
 # Which of them a broker says depends on its version and on who is asked; all mean: you are not the owner any more.
 FENCING = {47, 48, 49, 90}
 OUT_OF_ORDER_SEQUENCE = 45
-SEEDS = 5
+SEEDS = 3
 
 CONTRACTS: list[Contract] = []
 

@@ -26,6 +26,7 @@ with simulated():
 """
 
 
+@pytest.mark.slow
 def test_the_program_as_it_is_breaks_nothing_on_any_seed() -> None:
     broken = {}
     transactions = faults = 0
@@ -40,6 +41,7 @@ def test_the_program_as_it_is_breaks_nothing_on_any_seed() -> None:
     assert faults > 10 * SEEDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found_by_a_check_that_is_there_for_it(name: str) -> None:
     found = find_bug(name, BUG_SEEDS)
@@ -55,6 +57,7 @@ def test_a_planted_bug_is_taken_out_again() -> None:
     assert simulate(0)[1] == before
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_world_in_every_process(checkout: Path) -> None:
     here = simulate(7)[1].digest
     for hash_seed in ("1", "2"):
