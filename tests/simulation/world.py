@@ -182,9 +182,9 @@ class World:
             ended = asyncio.ensure_future(worker._tables.ended())
             beat = asyncio.ensure_future(self._heartbeat(gate, process))
             while not gate.leaving and not ended.done():
+                gate.news.clear()  # before looking: what comes meanwhile is looked at next
                 while gate.inbox:
                     await worker.assigned(gate.inbox.pop(0))
-                gate.news.clear()
                 told = asyncio.ensure_future(gate.news.wait())
                 await asyncio.wait([told, ended], return_when=asyncio.FIRST_COMPLETED)
             gate.joined = False
