@@ -56,7 +56,8 @@ class Group:
                     world.loop.kill(gate.process)  # its liveness probe fails
                 if not gate.alive and not gate.leaving:
                     await asyncio.sleep(RESTART_S * world.dice.random())
-                    world.start(gate)
+                    if not self.closed:
+                        world.start(gate)
             heard = [gate for gate in world.gates if gate.joined and now_s - gate.heard_s < world.plan.session_s * 1.2]
             if heard != self.members:
                 self.members = heard
