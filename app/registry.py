@@ -228,9 +228,8 @@ async def read_registry(settings: Settings) -> dict[bytes, bytes]:
     import asyncio
 
     from aiokafka import AIOKafkaConsumer, TopicPartition
-    from aiokafka.errors import UnknownTopicOrPartitionError
 
-    from app.stream.connect import client_options
+    from app.stream.connect import client_options, why_unseen
 
     topic = Topic.REGISTRY.named(settings.kafka.prefix)
     consumer = AIOKafkaConsumer(
@@ -242,7 +241,7 @@ async def read_registry(settings: Settings) -> dict[bytes, bytes]:
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             if topic not in await consumer.topics():
-                raise UnknownTopicOrPartitionError(topic)
+                raise await why_unseen(consumer._client, topic)  # noqa: SLF001
             partition = TopicPartition(topic, 0)
             consumer.assign([partition])
             await consumer.seek_to_beginning(partition)

@@ -9,7 +9,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_tables_of_the_readme_are_those_of_the_code():
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "readme_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, ROOT / "scripts" / "readme_tables.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

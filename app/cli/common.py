@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from app.config import Settings
+    from app.config import Kafka, Settings
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -100,7 +100,7 @@ def settings_of(bootstrap: str | None = None, prefix: str | None = None, **overr
     from app import config
 
     settings = config.load(kafka__bootstrap=bootstrap, kafka__prefix=prefix, **overrides)
-    _reached.append(settings.kafka.bootstrap)
+    _reached.append(settings.kafka)
     return settings
 
 
@@ -187,7 +187,7 @@ def _print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
 
 # ── running and failing ──
 
-_reached: Final[list[str]] = []  # the brokers this process was told of: errors name them
+_reached: Final[list[Kafka]] = []  # the clusters this process was told of: errors name them
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -235,7 +235,11 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
 
 _UNREACHABLE: Final = (
     "no Kafka broker answers at {bootstrap} ({error}): start one with `tollgate broker`, or name yours with "
-    "--bootstrap or TOLLGATE_BOOTSTRAP"
+    "--bootstrap or TOLLGATE_BOOTSTRAP; one that asks for TLS or SASL does not answer without: kafka.security_protocol"
+)
+_NOT_SECURED: Final = (
+    "no secure connection to {bootstrap} came about ({error}): check kafka.security_protocol, kafka.ssl_cafile, and "
+    "kafka.ssl_certfile with kafka.ssl_keyfile if the broker asks for a certificate"
 )
 _NOT_AUTHENTICATED: Final = (
     "the broker refused our credentials ({error}): check kafka.security_protocol, kafka.sasl_mechanism, "
@@ -269,8 +273,27 @@ def _of_aiokafka(error: BaseException) -> tuple[str, int]:
         case errors.UnknownTopicOrPartitionError():
             return _NO_TOPIC.format(error=text), FAILED
         case errors.KafkaConnectionError() | errors.NodeNotReadyError() | errors.KafkaTimeoutError():
-            return _UNREACHABLE.format(bootstrap=" ".join(_reached[-1:]), error=text), FAILED
+            return _asked_again() or (_UNREACHABLE.format(bootstrap=_brokers(), error=text), FAILED)
     return f"Kafka: {text}", FAILED
+
+
+def _brokers() -> str:
+    return _reached[-1].bootstrap if _reached else ""
+
+
+def _asked_again() -> tuple[str, int] | None:
+    """Why a secured cluster cannot be reached: aiokafka only logs that a login or a handshake failed."""
+    if not _reached or _reached[-1].security_protocol == "PLAINTEXT":
+        return None
+    from confluent_kafka import KafkaException
+
+    from app.stream.inspection import connect
+
+    try:
+        connect(_reached[-1])
+    except KafkaException as cause:
+        return _of_confluent(cause)
+    return None
 
 
 def _of_confluent(error: BaseException) -> tuple[str, int]:
@@ -292,6 +315,8 @@ def _of_confluent(error: BaseException) -> tuple[str, int]:
             return _NOT_AUTHORIZED.format(error=text), NOT_ALLOWED
         case KafkaError.UNKNOWN_TOPIC_OR_PART | KafkaError._UNKNOWN_TOPIC:  # noqa: SLF001
             return _NO_TOPIC.format(error=text), FAILED
+        case KafkaError._SSL:  # noqa: SLF001
+            return _NOT_SECURED.format(bootstrap=_brokers(), error=text), FAILED
         case KafkaError._TRANSPORT | KafkaError._ALL_BROKERS_DOWN | KafkaError._TIMED_OUT | KafkaError._RESOLVE:  # noqa: SLF001
-            return _UNREACHABLE.format(bootstrap=" ".join(_reached[-1:]), error=text), FAILED
+            return _UNREACHABLE.format(bootstrap=_brokers(), error=text), FAILED
     return f"Kafka: {text}", FAILED

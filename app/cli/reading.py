@@ -58,24 +58,20 @@ def deadline_of(timeout_s: float | None) -> float | None:
 
 
 async def partitions_of(settings: Settings, topic: Topic) -> list[int]:
-    """The partitions of a topic. Raises UnknownTopicOrPartitionError at once where there is none for us to see."""
-    from aiokafka import errors
+    """The partitions of a topic. Raises at once where there is none (UnknownTopic…), or none for us to see."""
     from aiokafka.client import AIOKafkaClient
 
-    from app.stream.connect import client_options
+    from app.stream.connect import client_options, why_unseen
 
     name = topic.named(settings.kafka.prefix)
     client = AIOKafkaClient(**client_options(settings.kafka))
     try:
         await client.bootstrap()
-        cluster = await client.fetch_all_metadata()
+        partitions = (await client.fetch_all_metadata()).partitions_for_topic(name)
+        if not partitions:
+            raise await why_unseen(client, name)
     finally:
         await client.close()
-    if name in cluster.unauthorized_topics:
-        raise errors.TopicAuthorizationFailedError(name)
-    partitions = cluster.partitions_for_topic(name)
-    if not partitions:
-        raise errors.UnknownTopicOrPartitionError(name)
     return sorted(partitions)
 
 

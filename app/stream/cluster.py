@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError, for_code
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
@@ -246,6 +246,9 @@ class Cluster:
         if error is OffsetOutOfRangeError:
             tail.out_of_range()
             return False
+        if error is TopicAuthorizationFailedError:
+            tail.broken(error(tail.partition[0]))
+            return False
         if row[1]:
             return True
         tail.arrived(row[-1] or b"", _aborted(row), row[2])
@@ -305,6 +308,8 @@ class KafkaTail:
         self._wake.set()
 
     def take(self, limit: int, max_bytes: int) -> list[Record]:
+        if isinstance(self._error, KafkaError):
+            raise self._error  # what passes, as an ACL that is missing may: not the end of a lane
         if self._error is not None:
             raise Unreadable(f"{self.partition[0]}[{self.partition[1]}] at {self.fetched}: {self._error}")
         if self._gone:

@@ -1,11 +1,15 @@
-"""How to reach the cluster: the [kafka] settings as options of the two client libraries. Opens no connection."""
+"""How to reach the cluster: the [kafka] settings as options of the two client libraries."""
 
 from __future__ import annotations
 
 import ssl
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from app.config import ConfigError, Kafka
+
+if TYPE_CHECKING:
+    from aiokafka.client import AIOKafkaClient
+    from aiokafka.errors import KafkaError
 
 _LIBRDKAFKA_LOG_LEVEL: Final = 2  # critical: what a command has to say of a failure, it says itself
 
@@ -53,6 +57,20 @@ def confluent_options(kafka: Kafka) -> dict[str, Any]:
         username, password = _credentials(kafka)
         options |= {"sasl.mechanism": kafka.sasl_mechanism, "sasl.username": username, "sasl.password": password}
     return options
+
+
+async def why_unseen(client: AIOKafkaClient, topic: str) -> KafkaError:
+    """The error for a topic that a list of all does not hold: there is none, or none that we may see.
+
+    It is asked by its name only now, and must not be created by that: a broker that creates topics would.
+    """
+    from aiokafka.errors import UnknownTopicOrPartitionError, for_code
+    from aiokafka.protocol.metadata import MetadataRequest
+
+    answer = await client.send(client.get_random_node(), MetadataRequest([topic], allow_auto_topic_creation=False))
+    code = next((found[0] for found in answer.topics if found[1] == topic), 0)
+    error: KafkaError = (for_code(code) if code else UnknownTopicOrPartitionError)(topic)
+    return error
 
 
 def _tls(kafka: Kafka) -> ssl.SSLContext:

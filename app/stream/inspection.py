@@ -105,12 +105,15 @@ def describe(admin: AdminClient, settings: Settings) -> Cluster:
             described[names[name]] = future.result(timeout_s + 1)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise
+                raise _naming(name, error.args[0]) from None
     resources = [ConfigResource(ResourceType.TOPIC, topic.named(settings.kafka.prefix)) for topic in described]
     configured: dict[str, dict[str, str]] = {}
     if resources:
         for resource, future in admin.describe_configs(resources, request_timeout=timeout_s).items():
-            entries = future.result(timeout_s + 1)
+            try:
+                entries = future.result(timeout_s + 1)
+            except KafkaException as error:
+                raise _naming(f"settings of {resource.name}", error.args[0]) from None
             configured[resource.name] = {name: str(entry.value) for name, entry in entries.items()}
     return Cluster(
         str(about.cluster_id),
@@ -127,6 +130,11 @@ def describe(admin: AdminClient, settings: Settings) -> Cluster:
             for topic, found in described.items()
         },
     )
+
+
+def _naming(what: str, error: KafkaError) -> KafkaException:
+    """The same error, which says what it is about: librdkafka's own text does not."""
+    return KafkaException(KafkaError(error.code(), f"{what}: {error.str()}"))
 
 
 def read_deployment(settings: Settings) -> DeploymentRecord | None:
@@ -182,7 +190,10 @@ def _read_whole(kafka: Kafka, topic: str, partitions: Iterable[int]) -> Iterator
     waiting = set(partitions)
     deadline = time.monotonic() + READ_TIMEOUT_S
     try:
-        consumer.list_topics(topic, timeout=REACH_TIMEOUT_S)  # an assignment before the leaders are known waits 500 ms
+        # An assignment before the leaders are known waits 500 ms; one to a topic that is not ours to see, for ever.
+        unseen = consumer.list_topics(topic, timeout=REACH_TIMEOUT_S).topics[topic].error
+        if unseen is not None and unseen.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise _naming(topic, unseen)
         consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting])
         while waiting:
             if time.monotonic() > deadline:
@@ -195,7 +206,9 @@ def _read_whole(kafka: Kafka, topic: str, partitions: Iterable[int]) -> Iterator
                 yield _Message(message.partition(), message.timestamp()[1], message.key(), message.value())
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - librdkafka's public name
                 waiting.discard(message.partition())
+            elif error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                continue  # it looks for the coordinator of its name, which a reader of given offsets has no need of
             elif error.fatal() or not error.retriable():
-                raise KafkaException(error)
+                raise _naming(topic, error)
     finally:
         consumer.close()

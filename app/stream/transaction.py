@@ -22,6 +22,7 @@ from aiokafka.errors import (
     InvalidTxnState,
     KafkaError,
     NotCoordinatorError,
+    OperationNotAttempted,
     ProducerFenced,
     for_code,
 )
@@ -106,7 +107,8 @@ class KafkaWriter:
             self._dead = type(error).__name__
             # A leader may have moved: whoever fences anew must not ask the old one again.
             self._client.force_metadata_update()
-            raise CommitUnknown(f"{type(error).__name__} before the end of the transaction was known") from error
+            told = str(error) or type(error).__name__
+            raise CommitUnknown(f"{told}, before the end of the transaction was known") from error
         self._dead = None
         return placed
 
@@ -119,12 +121,13 @@ class KafkaWriter:
         request = AddPartitionsToTxnRequest(self._id, self._producer_id, self._epoch, topics)
         while True:
             response = await self._client.send(self._coordinator, request, group=self._group)
-            codes = {code for _, rows in response.errors for _, code in rows if code}
-            if not codes:
+            errors = {for_code(code): topic for topic, rows in response.errors for _, code in rows if code}
+            if not errors:
                 return
-            errors = sorted((for_code(code) for code in codes), key=lambda kind: kind is not ConcurrentTransactions)
-            if errors[0] is not ConcurrentTransactions:
-                raise errors[0]
+            if ConcurrentTransactions not in errors:
+                # Where one partition is refused, of all others it is said that nothing was attempted.
+                error, topic = min(errors.items(), key=lambda told: told[0] is OperationNotAttempted)
+                raise error(topic)
             await asyncio.sleep(MARKERS_WAIT_S)
 
     async def _produce(self, parts: Mapping[Partition, Sequence[Out]]) -> Mapping[Partition, Placed]:

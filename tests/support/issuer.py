@@ -21,6 +21,8 @@ SUBJECT = "service:ci"
 class OtherIssuer:
     """Signs what it is told to, good or bad."""
 
+    issuer = ISSUER
+
     def __init__(self, prefix: str, kid: str = KID) -> None:
         self.audience = f"tollgate:{prefix}"
         self.kid = kid
@@ -43,6 +45,11 @@ class OtherIssuer:
         claims |= changed
         present = {name: value for name, value in claims.items() if value is not None}
         return jwt.encode(present, self._private, "ES256", headers={"kid": self.kid, "typ": "trigger+jwt"})
+
+    @staticmethod
+    def claims_of(token: str) -> dict[str, Any]:
+        claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+        return claims
 
     def write_files(self, directory: Path, jobs: tuple[str, ...] = (JOB,)) -> tuple[Path, Path]:
         """jobs.toml and trust.toml, with the JWK Set beside them."""
