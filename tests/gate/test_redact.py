@@ -211,6 +211,15 @@ def test_any_bytes_come_out_whole_but_for_what_was_taken(data, presented):
     assert kept == data
 
 
+@pytest.mark.parametrize("broken_by", ['"job":"x",', ", {}", '":"', "   ///   ", '"a":1,'])
+def test_a_token_broken_far_from_its_end_leaves_no_signature(broken_by):
+    header, claims, signature = TOKEN.split(".")
+    text = f'{{"token":"{header}.{claims[:40]}{broken_by}{claims[40:]}.{signature}"}}'
+    kept, _ = redact(text.encode(), None)
+    assert signature.encode() not in kept
+    assert claims[40:].encode() not in kept
+
+
 MEBIBYTE = 1 << 20
 MUCH = [
     b".", b"eyJ", b"a", b"a.", b"\\", b"%", b"%25", b"ref:", b'"', b"\0", b"=", b"e", b"A" * 16 + b".", b"eyJhbGciOiJF ",
