@@ -42,9 +42,12 @@ class Kafka(Section, frozen=True):
 
     bootstrap: Annotated[str, about("host:port[,host:port…] of the brokers")] = "localhost:9092"
     prefix: Annotated[str, about("of topics and transactional ids", pattern=r"^[a-zA-Z0-9._-]{1,100}\Z")] = "tollgate."
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        about("of the brokers' listener; SSL and SASL_SSL verify its certificate"),
+    ] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    sasl_username: str | None = None
+    sasl_username: Annotated[str | None, about("the principal, as one role of SECURITY.md")] = None
     sasl_password_file: Annotated[File, about("file that holds the password; never the password")] = None
     ssl_cafile: Annotated[File, about("PEM of the authorities to trust; default the system's")] = None
     ssl_certfile: Annotated[File, about("PEM of our certificate, for mutual TLS")] = None

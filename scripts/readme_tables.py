@@ -1,4 +1,4 @@
-"""The tables of README.md that derive from the code. One list per fact: these are copies, and a test compares them."""
+"""The tables of README.md and SECURITY.md that derive from the code: copies of one list a fact, compared by a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "SECURITY.md")
 WHAT = {
     "triggers": "what emitters send: live tokens, so only gates may read it",
     "handoffs": "verified triggers on their way home; whoever writes here starts jobs",
@@ -69,8 +70,35 @@ def settings() -> list[str]:
     return rows
 
 
+def roles() -> list[str]:
+    from app.stream.access import ROLES
+
+    rows = ["| role | who | runs |", "|---|---|---|"]
+    return rows + [
+        f"| `{role}` | {about.who} | {', '.join(f'`{command}`' for command in about.commands)} |"
+        for role, about in ROLES.items()
+    ]
+
+
+def access() -> list[str]:
+    from app.stream.access import TOPIC_ACCESS, Role
+
+    rows = ["| topic | " + " | ".join(f"`{role}`" for role in Role) + " |", "|---" * (len(Role) + 1) + "|"]
+    for topic, may in TOPIC_ACCESS.items():
+        cells = (", ".join(operation.value.lower() for operation in may.get(role, ())) for role in Role)
+        rows.append(f"| `{topic}` | " + " | ".join(cells) + " |")
+    return rows
+
+
+TABLES = {
+    "topics": topics, "reasons": reasons, "commands": commands, "settings": settings, "roles": roles, "access": access,
+}  # fmt: skip
+
+
 def rendered(text: str) -> str:
-    for name, table in (("topics", topics), ("reasons", reasons), ("commands", commands), ("settings", settings)):
+    for name, table in TABLES.items():
+        if f"<!-- generated: {name} -->" not in text:
+            continue
         body = "\n".join(table())
         pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text, flags=re.DOTALL)
@@ -78,13 +106,18 @@ def rendered(text: str) -> str:
 
 
 def main() -> int:
-    before = README.read_text(encoding="utf-8")
-    after = rendered(before)
-    if "--check" in sys.argv:
-        if before != after:
-            print("README.md's tables are behind the code: run scripts/readme", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
+    behind = []
+    for name in DOCUMENTS:
+        before = (ROOT / name).read_text(encoding="utf-8")
+        after = rendered(before)
+        if before == after:
+            continue
+        behind.append(name)
+        if "--check" not in sys.argv:
+            (ROOT / name).write_text(after, encoding="utf-8")
+    if "--check" in sys.argv and behind:
+        print(f"the tables of {' and '.join(behind)} are behind the code: run scripts/readme", file=sys.stderr)
+        return 1
     return 0
 
 

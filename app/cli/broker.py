@@ -36,18 +36,34 @@ def broker(
         Path | None,
         typer.Option(help="keep the data here and start from them again; default .tollgate/kafka", show_default=False),
     ] = None,
+    secured: Annotated[
+        bool, typer.Option("--secured", help="SASL and ACLs on: a user and a settings file for each role")
+    ] = False,
 ) -> None:
-    """Run a real Apache Kafka on this machine until Ctrl-C. Prints its address."""
-    from app.local.kafka import KAFKA_VERSION, LocalKafka, LocalKafkaError
+    """Run a real Apache Kafka on this machine until Ctrl-C. Prints its address.
 
-    settings = common.settings_of().local
+    With --secured each role of SECURITY.md is a user that may do what the role
+    may; run a command as one with TOLLGATE_CONFIG=DATA/access/ROLE.toml.
+    """
+    from app.local.kafka import KAFKA_VERSION, LocalKafka, LocalKafkaError
+    from app.local.secured import Security
+
+    settings = common.settings_of()
     count: Literal[1, 3] = 3 if nodes is NodeCount.THREE else 1
+    data = (data or _default_data_dir(settings.local.data_dir, count)).absolute()
+    security = Security(data / "access") if secured else None
     kafka = LocalKafka(
-        data or _default_data_dir(settings.data_dir, count), nodes=count, port=port, cache_dir=settings.cache_dir
-    )
+        data, nodes=count, port=port, cache_dir=settings.local.cache_dir,
+        extra=security.server if security else None, client=security.client() if security else None,
+    )  # fmt: skip
     common.say(f"Starting Apache Kafka {KAFKA_VERSION}, {count} node{'s' if count > 1 else ''} ...")
     try:
         kafka.start()
+        if security is not None:
+            files = security.open_to_roles(kafka.bootstrap, settings.kafka.prefix)
+            common.say(
+                "Run a command as a role with TOLLGATE_CONFIG set to one of: " + " ".join(map(str, files.values()))
+            )
         died = _tell_and_watch(kafka)
         common.say("Stopping ...")
         kafka.stop()

@@ -45,8 +45,8 @@ _HEADED: Final = re.compile(rf"{_HEADER}(?:{_B}*+\.{_B}++\.{_B}{{86}}(?![A-Za-z0
 _TWICE: Final = re.compile(rf"ZXl[KB]{_LONG}".encode())
 # Without a header to tell it by: long pieces around two dots.
 _UNHEADED: Final = re.compile(rf"\.(?<={_B}{{{_PIECE_MIN_BYTES}}}\.){_B}*+\.{_LONG}{_MORE}".encode())
-# What is left of one that was broken far from its end: the end of the claims, and a 64-byte signature.
-_SIGNED_END: Final = re.compile(rf"\.(?<={_B}{{{_PIECE_MIN_BYTES}}}\.){_B}{{86}}(?!{_B})".encode())
+# What is left of one that was broken before its end: some of the claims, and a 64-byte signature.
+_SIGNED_END: Final = re.compile(rf"\.{_B}{{86}}(?!{_B})".encode())
 # What a JWS or JWE in JSON serialization cannot do without (RFC 7515 and 7516, section 7.2).
 _IN_JSON: Final = re.compile(rf'"(?:signature|ciphertext)"\s{{0,8}}:\s{{0,8}}"({_LONG})'.encode())
 

@@ -78,7 +78,7 @@ class KafkaWriter:
                         await asyncio.sleep(MARKERS_WAIT_S)
                     except KafkaError as error:
                         if not isinstance(error, _NOT_YET) and not error.retriable:
-                            raise
+                            raise type(error)(self._id) from None  # which of all ids, aiokafka does not say
                         await asyncio.sleep(COORDINATOR_WAIT_S)
                         await self._client.force_metadata_update()
                     else:

@@ -136,7 +136,7 @@ REFUSALS = [
     (Role.OPS, "topics accept-gap", "lane-0"),
     (Role.AUDITOR, "jobs apply", "registry"),
     (Role.ISSUER, "audit", "audit"),
-    (STRANGER, "topics check", "handoffs"),
+    (STRANGER, "topics check", "triggers"),
 ]
 
 

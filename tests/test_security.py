@@ -1,0 +1,57 @@
+"""SECURITY.md names tests that exist, a row of it does not go without, and the table of access is everywhere the same."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from app.stream.access import ROLES
+from app.stream.topics import Topic
+
+TESTS = Path(__file__).resolve().parent
+TEXT = (TESTS.parent / "SECURITY.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)))
+NONE_NEEDED = ("| asset |", "| role |", "| topic |")
+
+
+def functions_of(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+@pytest.mark.parametrize(("file", "function"), NAMED, ids=[name for _, name in NAMED])
+def test_every_test_that_is_named_exists(file, function):
+    assert function in functions_of(TESTS / file)
+
+
+def tables():
+    """Each table, as its lines."""
+    return [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", TEXT, re.MULTILINE)]
+
+
+def test_every_claim_threat_and_compromise_names_its_test_or_says_that_there_is_none():
+    claims = [rows for rows in tables() if not rows[0].startswith(NONE_NEEDED)]
+    assert len(claims) == 5
+    for rows in claims:
+        for row in rows[2:]:
+            assert "::test_" in row or "none: " in row, row
+    assert sum(row.count("none: ") for rows in claims for row in rows) == 1
+    assert len(NAMED) > 50
+
+
+def test_who_is_compromised_covers_every_role_and_more():
+    (rows,) = [rows for rows in tables() if rows[0].startswith("| compromised |")]
+    told = " ".join(row.split("|")[1] for row in rows[2:]).lower()
+    for role in ("emitter", "worker", "dead letters", "gate host", "issuer", "ops", "registry", "admin", "broker"):
+        assert role in told
+    assert {role.value for role in ROLES} - {"auditor", "gate"} <= set(re.findall(r"\w+", told))
+
+
+def test_every_topic_is_an_asset_or_named_where_access_is():
+    for topic in Topic:
+        assert f"`{topic}`" in TEXT
+
+
+def test_there_is_no_address_to_write_to():
+    assert not re.search(r"[\w.]+@[\w.]+|mailto:|https?://", TEXT)
