@@ -155,10 +155,11 @@ ROWS: dict[str, Row] = {
         R, "test_each_trigger_has_one_receipt_that_tells_what_became_of_it",
         "test_the_command_waits_for_a_receipt_and_its_exit_code_tells_the_outcome",
     ),
-    "R-03": _in(
-        R, "test_jobs_and_receipts_stand_on_topics_of_their_own_and_a_receipt_tells_no_parameter_or_key",
-        note="the topics are separate; ACLs upon them are shown later",
-    ),
+    "R-03": Row((
+        f"{R}::test_jobs_and_receipts_stand_on_topics_of_their_own_and_a_receipt_tells_no_parameter_or_key",
+        "/access/test_table.py::test_an_emitter_writes_triggers_and_reads_receipts_and_a_worker_reads_jobs_and_that_is_all",
+        "/access/test_matrix.py::test_a_topic_lets_each_user_do_what_the_table_says_and_no_more",
+    )),
     "L-01": _in(L, "test_a_token_is_accepted_until_it_is_revoked_and_by_no_gate_afterwards"),
     "L-02": _in(
         L, "test_a_token_of_five_seconds_is_accepted_in_its_time_and_expired_after_the_grace",
@@ -303,6 +304,22 @@ ATTACKS: dict[str, Row] = {
     "B8": _in(X, "test_b8_keys_that_look_alike_are_different_keys"),
     "B9": _in(X, "test_b9_what_is_said_twice_is_refused_even_when_it_agrees"),
     "B10": _in(X, "test_b10_a_producers_timestamp_buys_nothing"),
+    "B11": Row(
+        (
+            "/access/test_matrix.py::test_a_topic_lets_each_user_do_what_the_table_says_and_no_more",
+            "/access/test_matrix.py::test_who_may_not_write_may_not_take_back_either",
+            "/access/test_programs.py::test_nobody_takes_back_a_revocation_but_who_may_revoke",
+            "/access/test_programs.py::test_nobody_frees_a_used_token_by_a_tombstone",
+        ),
+        note="the boundary is Kafka's ACLs: entries carry no MAC, and who may revoke may take it back",
+    ),
+    "B12": Row(
+        (
+            f"{X}::test_b12_a_receipt_of_anothers_key_tells_nothing_of_it",
+            f"{R}::test_jobs_and_receipts_stand_on_topics_of_their_own_and_a_receipt_tells_no_parameter_or_key",
+        ),
+        note="receipts are one topic, which every emitter reads: they name no key and no parameter",
+    ),
     "B13": _in(
         Z, "test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics",
         "test_a_token_hidden_anywhere_in_a_refused_record_is_taken_out",

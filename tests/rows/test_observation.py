@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import time
+import urllib.request
 from collections import Counter
 
 from confluent_kafka import KafkaError, Producer
@@ -147,7 +148,16 @@ def test_no_token_nor_part_of_a_signature_is_in_any_log_metric_or_topic_but_the_
             (r.key or b"") + b"\n" + (r.value or b"") + b"\n".join(n.encode() + (v or b"") for n, v in r.headers)
             for r in records
         )
+    for name in ("livez", "readyz"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{aside.gate.ports[0]}/{name}", timeout=30) as answer:
+            places[name] = answer.read()
+    files = [file for file in aside.gate.state_dir.rglob("*") if file.is_file()]
+    assert files
+    places["local stores"] = b"\n".join(file.read_bytes() for file in files)
     forbidden = {form: token for token in aside.tokens for form in forms(token)}
+    # The control: where tokens are, they are found.
+    triggers = b"\n".join(r.value or b"" for r in read_topic(aside.bootstrap, aside.topic("triggers")).records)
+    assert sum(form in triggers for form in forbidden) > 40
     for name, held in places.items():
         assert [form for form in forbidden if form in held] == [], name
 

@@ -162,8 +162,11 @@ def test_a_verifier_that_fails_refuses_and_never_starts_a_job(other_world):
     broken = Path(other_world.env["ROWS_BREAK_VERIFIER"])
     token = other_world.ours.token()
     broken.touch()
-    during = other_world.present(plain(token), plain(other_world.ours.token(uses="many")))
+    another = other_world.ours.token(uses="many")
+    during = other_world.present(plain(token), plain(another))
     broken.unlink()
+    for gate in other_world.gates:  # what an error of ours says of it holds no token (B16)
+        assert not any(each.rpartition(".")[2] in gate.log() for each in (token, another))
     assert [outcome.verdict for outcome in during] == ["internal_deny", "internal_deny"]
     assert other_world.present_one(plain(token)).verdict == "accepted"
 
