@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.issuer.files import write_atomically
+
 LOOPBACK: Final = "127.0.0.1"
 
 JAVA_OPTIONS: Final = (
@@ -48,7 +50,7 @@ class Node:
 
 
 def server_properties(node: Node, cluster: Sequence[Node], extra: Mapping[str, str]) -> dict[str, str]:
-    """`extra` comes last and wins: whoever turns on SASL or ACLs replaces listeners as well."""
+    """`extra` comes last and wins; SASL and ACLs come that way, see `secured.py`."""
     copies = str(min(3, len(cluster)))
     in_sync = "2" if len(cluster) > 1 else "1"
     settings = {
@@ -92,8 +94,7 @@ def server_properties(node: Node, cluster: Sequence[Node], extra: Mapping[str, s
 def write_properties(node: Node, cluster: Sequence[Node], extra: Mapping[str, str]) -> None:
     node.directory.mkdir(parents=True, exist_ok=True)
     lines = [f"{name}={_escaped(value)}" for name, value in server_properties(node, cluster, extra).items()]
-    node.properties_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    node.properties_file.chmod(0o600)  # extra settings may hold passwords
+    write_atomically(node.properties_file, ("\n".join(lines) + "\n").encode(), 0o600)  # it may hold passwords
 
 
 def _escaped(value: str) -> str:

@@ -5,12 +5,13 @@ Passwords are made here, once, and kept in files beside the cluster's data; none
 
 from __future__ import annotations
 
-import os
+import json
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from app.issuer.files import write_atomically
 from app.local.errors import LocalKafkaError
 from app.stream.access import Grant, Operation, Resource, Role, grants
 
@@ -47,7 +48,7 @@ class Security:
         """Made at first use, readable by its owner only."""
         file = self._directory / f"{user}.password"
         if not file.exists():
-            _write_private(file, secrets.token_urlsafe(PASSWORD_BYTES))
+            write_atomically(file, secrets.token_urlsafe(PASSWORD_BYTES).encode(), 0o600)
         return file
 
     @property
@@ -115,8 +116,9 @@ class Security:
                 "ssl_keyfile": str(self._tls.client_key),
             }
         file = self._directory / f"{user}.toml"
-        lines = [f'{name} = "{value}"' for name, value in members.items()]
-        _write_private(file, "\n".join(["[kafka]", *lines, ""]))
+        # A string of JSON is one of TOML as well.
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in members.items()]
+        write_atomically(file, "\n".join(["[kafka]", *lines, ""]).encode(), 0o600)
         return file
 
     def open_to_roles(self, bootstrap: str, prefix: str) -> dict[Role, Path]:
@@ -183,9 +185,3 @@ def bindings_of(grant: Grant) -> list[AclBinding]:
         )
         for operation in grant.operations
     ]  # fmt: skip
-
-
-def _write_private(file: Path, text: str) -> None:
-    """Never readable by others, not even for a moment."""
-    with open(file, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
-        opened.write(text)

@@ -17,11 +17,12 @@ import time
 from confluent_kafka import Consumer
 
 bootstrap, quiet_s = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")
-topic = os.environ.get("TOLLGATE_PREFIX", "tollgate.") + "jobs"
+prefix = os.environ.get("TOLLGATE_PREFIX", "tollgate.")
+topic, group = prefix + "jobs", prefix + "worker.example"  # groups of workers begin so, where access is controlled
 done = sqlite3.connect(os.environ.get("WORKER_DATABASE", "worker.sqlite"))
 done.execute("CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, result TEXT)")
 consumer = Consumer({
-    "bootstrap.servers": bootstrap, "group.id": topic + ".example-worker", "isolation.level": "read_committed",
+    "bootstrap.servers": bootstrap, "group.id": group, "isolation.level": "read_committed",
     "enable.auto.commit": False, "auto.offset.reset": "earliest",
 })  # fmt: skip
 consumer.subscribe([topic])

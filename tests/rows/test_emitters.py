@@ -49,7 +49,7 @@ def test_the_example_worker_runs_each_accepted_job_once_and_none_of_an_aborted_t
     assert "never-committed" not in {words[1] for words in first}
     assert all(words[0] == "ran" for words in first)
     # It died before it told the group: all of it is given again.
-    group = Consumer({"bootstrap.servers": aside.bootstrap, "group.id": aside.topic("jobs") + ".example-worker"})
+    group = Consumer({"bootstrap.servers": aside.bootstrap, "group.id": aside.topic("worker.example")})
     group.commit(
         offsets=[TopicPartition(aside.topic("jobs"), lane, 0) for lane in range(aside.lanes)], asynchronous=False
     )
