@@ -193,6 +193,10 @@ class Worker:
         gauges_at_s = 0.0
         while True:
             await asyncio.sleep(GROUP_OFFSETS_EVERY_S)
+            if self._consumer is not None:
+                # What went wrong with the group is told to who polls, and until then membership stands still: a gate
+                # that may not join, and never polls, would wait without a word.
+                self._consumer._coordinator.check_errors()  # noqa: SLF001
             await self._tell_group()
             if time.monotonic() - gauges_at_s > GAUGES_EVERY_S:
                 gauges_at_s = time.monotonic()
