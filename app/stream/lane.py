@@ -420,6 +420,8 @@ class Lane:
         assert self._checkpoint is not None and self._writer is not None and self._store is not None  # noqa: S101, PT018
         assert self._triggers is not None and self._handoffs is not None  # noqa: S101, PT018
         shared = self._shared
+        if turn is None and self._clock.complaint() is None:
+            self._clock.read()  # or the checkpoints of an idle lane would seem to be of a clock that stands still
         checkpoint = msgspec.structs.replace(
             self._checkpoint,
             triggers_offset=self._next_offset(Topic.TRIGGERS, self._triggers),

@@ -507,3 +507,20 @@ async def test_a_released_lane_is_gone_at_once_even_while_it_backs_off(deploymen
             lane = worker.lanes[number]
             await worker.assigned(set())
             assert lane.state is State.RELEASED
+
+
+# ── idle ──
+
+
+async def test_the_checkpoints_of_an_idle_lane_keep_the_time(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`doctor` compares them with the broker's clock: one that stood still would look like a clock that is wrong."""
+    monkeypatch.setattr("app.stream.lane.IDLE_CHECKPOINT_S", 0.3)
+    number = deployment.lane()
+    async with deployment.running(number):
+        (trigger_id,) = await send(deployment, number, good(deployment, number))
+        await receipts(deployment.bootstrap, deployment.prefix, [trigger_id])
+        await asyncio.sleep(3)
+    *_, last = await read_lane(deployment.bootstrap, deployment.topic("checkpoints"), number)
+    assert abs(json.loads(last.value or b"")["lane_clock_ms"] - last.timestamp_ms) < 2_000
