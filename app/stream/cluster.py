@@ -122,7 +122,7 @@ class Cluster:
         request = OffsetRequest(-1, 0, [(partition[0], [(partition[1], which)])])
         response = await self._client.send(await self._client.leader(partition), request, group="offsets")
         row = response.topics[0][1][0]
-        _raise_for(row[1])
+        _raise_for(row[1], partition)
         return int(row[3])
 
     async def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
@@ -156,7 +156,7 @@ class Cluster:
                 try:
                     response = await self._client.send(await self._client.leader(partition), request, group=group)
                     row = response.topics[0][1][0]
-                    _raise_for(row[1])
+                    _raise_for(row[1], partition)
                 except OffsetOutOfRangeError:
                     marks = await self.watermarks(partition)
                     raise OffsetGone(partition, position, *marks) from None
@@ -384,6 +384,6 @@ def _aborted(row: Any) -> Sequence[tuple[int, int]] | None:
     return aborted
 
 
-def _raise_for(code: int) -> None:
+def _raise_for(code: int, partition: Partition) -> None:
     if code:
-        raise for_code(code)
+        raise for_code(code)(f"{partition[0]}[{partition[1]}]")
