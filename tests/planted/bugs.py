@@ -204,10 +204,14 @@ def _emitted_before_dedup() -> None:
         jobs, handed = len(self._here[Topic.JOBS]), self.handoffs_out
         admit(self, item, admitted, stored)
         if len(self._here[Topic.JOBS]) == jobs and self.handoffs_out == handed:
-            run_id = decide.run_id_text(decide.make_run_id(self.world.run_seed, admitted.request.source))
+            run_id = decide.run_id_text(_run_id(self, admitted.source))
             self._write(Topic.JOBS, outputs.job(Accepted(admitted, run_id, None), self._stamp))
 
     _replace(turn.Turn, "_admit", emit_and_admit)
+
+
+def _run_id(doing: Any, source: Any) -> bytes:
+    return decide.make_run_id(doing.world.run_seed, source.partition, source.offset, source.appended_at_ms)
 
 
 def _unscoped() -> None:
@@ -233,11 +237,14 @@ def _entry_for_refused() -> None:
         if trigger is None or token is None or not token.claims.grant.jobs:
             return
         job: Any = SimpleNamespace(name=trigger.job or token.claims.grant.jobs[0], idempotency_from_ce_id=False)
-        identity = idempotency.identify(token.claims, trigger, job, idempotency.scope(token.claims, job))
+        claims = token.claims
+        identity = idempotency.identify(
+            claims, trigger, job, idempotency.scope(claims, job), idempotency.jti_identity(claims)
+        )
         if not isinstance(identity, idempotency.Identity) or identity.digest in self.overlay:
             return
         source = refused.request.source
-        run_id = decide.make_run_id(self.world.run_seed, source)
+        run_id = _run_id(self, source)
         packed = idempotency.pack(
             run_id, bytes(16), bytes(8), source.partition, source.offset, source.appended_at_ms,
             source.appended_at_ms + 3_600_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from app import trust
 from app.config import Gate as GateSettings
 from app.config import Kafka, Settings, Telemetry
+from app.logs import log
 from app.stream import cluster, store
 from tests.simulation import traffic
 from tests.simulation.disk import DISK, Table, WriteBatch
@@ -50,10 +50,10 @@ def settings(batch_max_records: int, transaction_timeout_ms: int, max_staleness_
     return _settings_made[wanted]
 
 
-def _log(_: Any, level: str, event: dict[str, Any]) -> Any:
+def _log(entry: dict[str, Any]) -> None:
+    del entry["timestamp"]  # of the real clock
     for listener in listeners:
-        listener(str(current_process()), {"level": level} | event)
-    raise structlog.DropEvent
+        listener(str(current_process()), entry)
 
 
 @contextmanager
@@ -65,8 +65,8 @@ def simulated() -> Iterator[None]:
         (shutil, "rmtree", lambda path, **_: DISK.get().remove(path)), (trust, "_tls", lambda _: None),
     ]  # fmt: skip
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
-    configured = structlog.get_config()
-    structlog.configure(processors=[_log], cache_logger_on_first_use=False)
+    configured = log._level, log._write
+    log.configure(logging.INFO, _log)
     for owner, name, value in replaced:
         setattr(owner, name, value)
     try:
@@ -74,7 +74,7 @@ def simulated() -> Iterator[None]:
     finally:
         for owner, name, value in originals:
             setattr(owner, name, value)
-        structlog.configure(**configured)
+        log.configure(*configured)
         for directory in _directories:
             shutil.rmtree(directory, ignore_errors=True)
         _directories.clear()
