@@ -151,7 +151,7 @@ def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Ope
         # 2 verify, up to the signature
         text = trigger.unverified_token
         known = memo.presented.get(text)
-        if known is not None and trigger.job == known.job.name and _in_time(known, source):
+        if known is not None and _stands(known, trigger, source):
             return _admit(source, trigger, known, world)
         token = memo.tokens.get(text)
         if token is not None:
@@ -199,7 +199,12 @@ def readmit(
     request = Request(source, trigger, token)
     try:
         known = memo.handed.get(token.fingerprint)
-        if known is not None and known.token is token and trigger.job == known.job.name and _in_time(known, source):
+        if (
+            known is not None
+            and known.token is token
+            and trigger.job == known.permitted.job.name
+            and _in_time(known, source)
+        ):
             return _admit(source, trigger, known, world)
         claims = token.claims
         if claims.iss in world.rules:
@@ -220,6 +225,11 @@ def internal_deny(error: Exception) -> Rejected:
         place = place.tb_next
     where = f"{place.tb_frame.f_code.co_name}:{place.tb_lineno}" if place is not None else "?"
     return Rejected("internal_deny", f"{type(error).__name__} in {where}")
+
+
+def _stands(standing: Standing, trigger: Trigger, source: Source) -> bool:
+    """Whether what is known of the token holds for this trigger, too."""
+    return trigger.job == standing.permitted.job.name and _in_time(standing, source)
 
 
 def _in_time(standing: Standing, source: Source) -> bool:
@@ -253,7 +263,7 @@ def _judge(
 
 def _admit(source: Source, trigger: Trigger, standing: Standing, world: World) -> Admitted | Refused:
     """What only the trigger itself can be refused for: its parameters and its key."""
-    token, job = standing.token, standing.job
+    token, job = standing.token, standing.permitted.job
     claims = token.claims
     grace = not _in_time(standing, source)  # it would have been refused beyond the grace
     # 3 authorize, the parameters
@@ -265,7 +275,7 @@ def _admit(source: Source, trigger: Trigger, standing: Standing, world: World) -
             result = Rejected("window_too_long")
         else:
             # 4 dedupe, the part that needs no table
-            result = idempotency.identify(claims, trigger, job, standing.key_scope, standing.jti_identity)
+            result = idempotency.identify(claims, trigger, job, standing.permitted.key_scope, standing.jti_identity)
     if isinstance(result, Rejected):
         return Refused(Request(source, trigger, token, standing.emitter, grace), result)
     identity = result
@@ -274,7 +284,7 @@ def _admit(source: Source, trigger: Trigger, standing: Standing, world: World) -
 
 
 def _window_ms(standing: Standing, world: World) -> int:
-    window_ms, claims = standing.job.dedup_window_s * 1000, standing.token.claims
+    window_ms, claims = standing.permitted.job.dedup_window_s * 1000, standing.token.claims
     if claims.uses == "once":
         return max(window_ms, (claims.exp - claims.iat + world.grace_s) * 1000)
     return window_ms
@@ -295,9 +305,10 @@ def settle(
     run_id = make_run_id(world.run_seed, partition, offset, appended_at_ms)
     if identity is None:
         return Accepted(admitted, run_id_text(run_id), None)
-    claims, job = admitted.token.claims, admitted.authorized.job
+    claims, job, standing = admitted.token.claims, admitted.authorized.job, admitted.standing
     packed = idempotency.pack(
-        run_id, idempotency.fingerprint(admitted.authorized), admitted.standing.jti_identity[:JTI_DIGEST_BYTES],
+        run_id, idempotency.fingerprint(standing.permitted.request_scope, admitted.authorized.requested_canonical),
+        standing.jti_identity[:JTI_DIGEST_BYTES],
         partition, offset, appended_at_ms,
         idempotency.window_end_ms(claims, job.dedup_window_s, appended_at_ms, world.grace_s),
     )  # fmt: skip

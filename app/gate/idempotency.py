@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 from murmurhash2 import murmurhash2
 
-from app.gate.policy import Authorized, Job
+from app.gate.policy import Job
 from app.gate.reasons import Rejected
 from app.gate.token import Claims
 from app.gate.trigger import Trigger
@@ -107,15 +107,25 @@ def _digest(joined: bytes) -> bytes:
     return blake2b(joined, digest_size=IDENTITY_BYTES).digest()
 
 
-def fingerprint(authorized: Authorized) -> bytes:
+def request_scope(job: Job) -> bytes:
+    """What params belong to."""
+    return _prefixed(job.name)
+
+
+def fingerprint(of_job: bytes, requested_canonical: bytes) -> bytes:
     """What makes two requests the same: the job and the params before defaults, not the token (RFC 8785 JSON)."""
-    name = authorized.job.name.encode()
-    return blake2b(_LENGTH.pack(len(name)) + name + authorized.requested_canonical, digest_size=16).digest()
+    return _digest(of_job + requested_canonical)
 
 
-def jti_identity(claims: Claims) -> bytes:
+def jti_scope(iss: str) -> bytes:
+    """What a jti is unique within: its issuer."""
+    return _prefixed("jti", iss)
+
+
+def jti_identity(of_issuer: bytes, jti: str) -> bytes:
     """The identity of a one-shot token without a key; its start tells whether two triggers had the same token."""
-    return _digest(_prefixed("jti", claims.iss, claims.jti))
+    raw = jti.encode()
+    return _digest(of_issuer + _LENGTH.pack(len(raw)) + raw)
 
 
 def window_end_ms(claims: Claims, window_s: int, appended_at_ms: int, grace_s: int) -> int:

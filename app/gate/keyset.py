@@ -107,17 +107,25 @@ def es256_key(kid: str, public_key: ec.EllipticCurvePublicKey) -> VerificationKe
         r, s = signature[:32], signature[32:]
         if not (_ZERO < r < _P256_ORDER and _ZERO < s < _P256_ORDER):
             return False
-        # RFC 7518 section 3.4 gives r and s side by side, AWS-LC wants them in DER.
-        r, s = r.lstrip(b"\0"), s.lstrip(b"\0")
-        if r[0] > 0x7F:
-            r = b"\0" + r
-        if s[0] > 0x7F:
-            s = b"\0" + s
-        der = b"\x30%c\x02%c%b\x02%c%b" % (len(r) + len(s) + 4, len(r), r, len(s), s)
         # `is True`: whatever else a library may come to return is no yes.
-        return check(sha256(message).digest(), der) is True
+        return check(sha256(message).digest(), _der_integers(r, s)) is True
 
     return VerificationKey(kid, ES256, verify)
+
+
+def _der_integers(r: bytes, s: bytes) -> bytes:
+    """ECDSA-Sig-Value: RFC 7518 section 3.4 gives r and s side by side, AWS-LC wants them in DER."""
+    if r[0] == 0 or s[0] == 0:  # DER integers are as short as can be
+        r, s = r.lstrip(b"\0"), s.lstrip(b"\0")
+    if r[0] > 0x7F:  # and positive
+        r = b"\0" + r
+    if s[0] > 0x7F:
+        s = b"\0" + s
+    return _DER_INTEGER[len(r) + len(s) + 4] + _DER_LENGTH[len(r)] + r + b"\x02" + _DER_LENGTH[len(s)] + s
+
+
+_DER_LENGTH: Final = tuple(bytes((length,)) for length in range(_SIGNATURE_BYTES + 8))
+_DER_INTEGER: Final = tuple(b"\x30" + length + b"\x02" for length in _DER_LENGTH)
 
 
 def eddsa_key(kid: str, public_key: ed25519.Ed25519PublicKey) -> VerificationKey:

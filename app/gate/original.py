@@ -41,8 +41,13 @@ def original_of_verified(record: Record, trigger: Trigger, fingerprint: str, sea
     if params is not None and record.value is not None and not record.headers:  # a quick reading did
         others = f"{params.decode()}{trigger.job}{beside}"
         done = redact_presented(record.value, trigger.unverified_token, fingerprint, others)
-        if done is not None and (record.key is None or (beside is not None and record.key == beside.encode())):
-            return _sealed(record, Redacted(record.key, done[0], ()), done[1], seal)
+        if done is not None:
+            value, taken = done
+            key = record.key
+            if key is not None and (beside is None or key != beside.encode()):
+                key, more = redact(key, trigger.unverified_token.encode())
+                taken = more + taken
+            return _sealed(record, Redacted(key, value, ()), taken, seal)
     return original(record, trigger.unverified_token, seal)
 
 

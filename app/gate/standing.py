@@ -26,6 +26,14 @@ _encode = msgspec.json.Encoder().encode
 _decode_claims = msgspec.json.Decoder(Claims).decode
 
 
+class Permitted(msgspec.Struct, frozen=True):
+    """A job that a bearer may start, and what its keys and its requests are unique within."""
+
+    job: Job
+    key_scope: bytes
+    request_scope: bytes
+
+
 class Bearer(msgspec.Struct, frozen=True):
     """What the bearer of a token may in one world: the part of a decision that its tokens have in common."""
 
@@ -33,17 +41,16 @@ class Bearer(msgspec.Struct, frozen=True):
     refused: Rejected | None  # organisation, class or subject
     emitter: str  # a handle that names nobody
     identity: IssuerAndSubject
-    # (uses, actions, jobs granted, job asked for) → the definition and the scope of its keys
-    permitted: dict[tuple[object, ...], tuple[Job, bytes]]
+    jti_scope: bytes
+    permitted: dict[tuple[object, ...], Permitted]  # by uses, actions, jobs granted, and job asked for
 
 
 class Standing(msgspec.Struct, frozen=True):
     """What one token may do with one job in one world: all of a decision that its triggers have in common."""
 
     token: VerifiedToken
-    job: Job
+    permitted: Permitted
     emitter: str
-    key_scope: bytes
     jti_identity: bytes  # 16 bytes
     from_ms: int  # the token's own time, without grace
     until_ms: int
@@ -127,7 +134,8 @@ def bearer_of(claims: Claims, world: World, memo: Memo) -> Bearer | None:
         if rule is None:
             return None
         who = IssuerAndSubject(claims.iss, claims.sub)
-        bearer = Bearer(rule, check_bearer(claims, rule), emitter(claims), who, {})
+        scope = idempotency.jti_scope(claims.iss)
+        bearer = Bearer(rule, check_bearer(claims, rule), emitter(claims), who, scope, {})
         _room(memo.bearers)
         memo.bearers[name] = bearer
     return bearer
@@ -160,9 +168,11 @@ def stand(
             return definition
         if len(bearer.permitted) >= PERMITTED_MAX:
             bearer.permitted.clear()
-        permitted = bearer.permitted[asked] = (definition, idempotency.scope(claims, definition))
+        permitted = bearer.permitted[asked] = Permitted(
+            definition, idempotency.scope(claims, definition), idempotency.request_scope(definition)
+        )
     return Standing(
-        token, permitted[0], bearer.emitter, permitted[1], idempotency.jti_identity(claims),
+        token, permitted, bearer.emitter, idempotency.jti_identity(bearer.jti_scope, claims.jti),
         max(claims.iat, claims.nbf) * 1000, claims.exp * 1000, bearer.identity,
         TokenReference(claims.jti, claims.kid, token.fingerprint), [],
     )  # fmt: skip

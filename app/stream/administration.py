@@ -227,7 +227,7 @@ def _await_leaders(admin: AdminClient, settings: Settings) -> Cluster:
                     [(found.name, n) for found in cluster.topics.values() for n in range(found.partitions)],
                 )
         except KafkaException as error:
-            if error.args[0].code() not in _NOT_LED_YET:
+            if not _may_pass(error):
                 raise
             waiting = ["the new topics"]  # created, and not yet known to a broker that was asked
         else:
@@ -245,9 +245,14 @@ def once_led(ask: Callable[[], T], timeout_s: float = LEADER_TIMEOUT_S) -> T:
         try:
             return ask()
         except KafkaException as error:
-            if error.args[0].code() not in _NOT_LED_YET or time.monotonic() > deadline:
+            if not _may_pass(error) or time.monotonic() > deadline:
                 raise
         time.sleep(LEADER_POLL_S)
+
+
+def _may_pass(error: KafkaException) -> bool:
+    told: KafkaError = error.args[0]
+    return told.code() in _NOT_LED_YET or told.retriable()
 
 
 # ── founding records ──

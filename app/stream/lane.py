@@ -338,6 +338,8 @@ class Lane:
                     return
                 break  # commit what is decided; what waits gets a turn of its own
             await asyncio.sleep(0)
+            if self._tables.complaint() is not None:
+                break  # the process stood still meanwhile: what waits is judged by tables that are up to date
             if not self._queue:
                 self._fill(min(SLICE_RECORDS, shared.batch_max_records - turn.records_in))
         if not turn.empty:

@@ -238,9 +238,7 @@ def _entry_for_refused() -> None:
             return
         job: Any = SimpleNamespace(name=trigger.job or token.claims.grant.jobs[0], idempotency_from_ce_id=False)
         claims = token.claims
-        identity = idempotency.identify(
-            claims, trigger, job, idempotency.scope(claims, job), idempotency.jti_identity(claims)
-        )
+        identity = idempotency.identify(claims, trigger, job, idempotency.scope(claims, job), bytes(16))
         if not isinstance(identity, idempotency.Identity) or identity.digest in self.overlay:
             return
         source = refused.request.source
