@@ -13,6 +13,8 @@ from app.gate.token import VerifiedToken, verify
 from app.trust import JwksFollower, is_loopback, load_dev_secret
 from tests.support.tokens import AUD, ISS, OTHER, public_jwk, token
 
+pytestmark = pytest.mark.slow
+
 
 def document(*jwks) -> bytes:
     return json.dumps({"keys": list(jwks)}).encode()

@@ -49,7 +49,7 @@ def _drain(run: Run, deployment: Deployment, number: int, what: str) -> Drained:
     requests = traffic.webhook(run.issuer, run.webhook_triggers, salt=f"{number}-")
     with Gate(deployment) as gate:
         gate.wait_ready()
-        drained = drain(deployment, gate, requests)
+        drained, _ = drain(deployment, gate, requests)
     run.say(f"big: {what}: {drained.per_second:,.0f}/s, {drained.cpu_us:.1f} µs CPU each, {drained.peak_mb:.0f} MB")
     return drained
 

@@ -32,7 +32,7 @@ def profile(run: Run, profiler: str, names: list[str]) -> str:
         launcher = [] if profiler == "cprofile" else _py_spy(found)
         with Gate(deployment, through=through, launcher=launcher) as gate:
             gate.wait_ready()
-            drained = drain(deployment, gate, requests, away=situation.away)
+            drained, _ = drain(deployment, gate, requests, away=situation.away)
             gate.stop_innermost()  # py-spy writes what it saw when the program it started ends
         top = _cprofile(found) if profiler == "cprofile" else _own_time(found)
     return f"{name}: {drained.triggers:,} triggers, {drained.per_second:,.0f}/s under {profiler}\n\n{top}"

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from app.stream.topics import Topic
+from scripts.benchmark import raw
 from scripts.benchmark.deployment import Deployment
 from scripts.benchmark.processes import Child, memory_mb
 from scripts.benchmark.traffic import Backlog, Request
@@ -49,25 +50,27 @@ class Drained(NamedTuple):
 
 def drain(
     deployment: Deployment, child: Child, requests: Sequence[Request], *, away: int = 0, quiet_s: float = QUIET_S
-) -> Drained:
-    """Let a program that is ready decide a backlog, and measure it."""
+) -> tuple[Drained, float]:
+    """Let a program that is ready decide a backlog, and measure it; and CPU µs of a raw verification meanwhile."""
     count = len(requests)
     receipts_before, outcomes_before = deployment.committed_ends(Topic.RECEIPTS), _outcomes(deployment)
     jobs_before = count_committed(deployment, Topic.JOBS)
     backlog = Backlog(deployment.bootstrap, deployment.topic(Topic.TRIGGERS), requests, deployment.lanes, away)
     time.sleep(SETTLE_S)
     cpu_before_s, began_s = child.cpu_s(), time.monotonic()
-    backlog.release()
-    ended_s, cpu_after_s = _await_receipts(deployment, child, receipts_before, count, began_s, quiet_s)
+    with raw.During() as meanwhile:
+        backlog.release()
+        ended_s, cpu_after_s = _await_receipts(deployment, child, receipts_before, count, began_s, quiet_s)
     outcomes = _outcomes(deployment) - outcomes_before
     refused = outcomes.keys() - {"accepted", "duplicate"}
     if refused:
         raise RuntimeError(f"good triggers were refused, so nothing was measured: {dict(outcomes)}")
     jobs = count_committed(deployment, Topic.JOBS) - jobs_before
-    return Drained(
+    drained = Drained(
         count, ended_s - began_s, cpu_after_s - cpu_before_s, outcomes.total(), jobs, outcomes["duplicate"],
         memory_mb(child.pid, "VmHWM"),
     )  # fmt: skip
+    return drained, meanwhile.verify_us
 
 
 def _await_receipts(

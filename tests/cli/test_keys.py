@@ -12,6 +12,8 @@ import pytest
 from tests.cli.program import Said, tollgate
 from tests.support.gates import environment
 
+pytestmark = pytest.mark.slow  # many processes
+
 FAILED, USAGE = 1, 2
 PRIVATE_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "k"}
 

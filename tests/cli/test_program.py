@@ -11,6 +11,8 @@ import pytest
 from tests.cli.program import tollgate
 from tests.support.gates import environment
 
+pytestmark = pytest.mark.slow  # many processes
+
 COMMANDS = ("up", "broker", "gate", "topics", "jobs", "trust", "doctor", "keys", "token", "emit", "receipts",
             "dead-letters", "audit", "explain")  # fmt: skip
 NOBODY = "127.0.0.1:1"

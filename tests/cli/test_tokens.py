@@ -15,6 +15,8 @@ from tests.cli.program import Said, tollgate
 from tests.support.gates import environment
 from tests.support.reader import read_topic
 
+pytestmark = pytest.mark.slow  # many processes
+
 FAILED, USAGE, NOT_ALLOWED = 1, 2, 4
 DAY_S = 86_400
 

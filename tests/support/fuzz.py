@@ -11,7 +11,6 @@ A case is its seed and number, and nothing else: it can be made again on any mac
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import re
@@ -24,10 +23,11 @@ import orjson
 from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey
 
-from app.gate import decide, outputs
+from app.gate import decide
 from app.gate.decide import Admitted, Held, Memo, Refused, World
+from app.gate.original import original
 from app.gate.policy import Revocations, job_from_record, trust_from_record
-from app.gate.quick import quick_object
+from app.gate.quick import quick_claims
 from app.gate.reasons import BY_CODE, Rejected
 from app.gate.strict_json import JSONRefused, loads_object
 from app.gate.token import KeyWanted, VerifiedToken, verify
@@ -291,7 +291,8 @@ def same(one: Any, other: Any) -> bool:
 
 def check_json(raw: bytes) -> str:
     """Returns what became of it. Raises Wrong."""
-    quick = quick_object(raw)
+    read = quick_claims(raw)
+    quick = None if read is None else read[0]
     try:
         value = loads_object(raw)
     except JSONRefused as refused:
@@ -355,8 +356,8 @@ def check_record(record: Record) -> str:
     if isinstance(first, Held):
         return "held"
     if isinstance(first, Admitted):
-        trigger = first.request.trigger
-        if trigger is None or first.authorized.job.name != JOB:
+        trigger = first.trigger
+        if first.authorized.job.name != JOB:
             raise Wrong("a record was admitted for a job that nobody granted")
         told = "admitted"
     elif isinstance(first, Refused):
@@ -367,9 +368,9 @@ def check_record(record: Record) -> str:
             raise Wrong(f"the detail of {told} is not printable")
     else:
         raise Wrong(f"{type(first).__name__} is no decision")
-    kept, _ = outputs.original(record, trigger.unverified_token if trigger is not None else None, lambda *_: "")
+    kept, _ = original(record, trigger.unverified_token if trigger is not None else None, lambda *_: "")
     parts = [kept.key, kept.value, *(content for _, content in kept.headers)]
-    left = b"\0".join(base64.b64decode(part) for part in parts if part is not None)
+    left = b"\0".join(part for part in parts if part is not None)
     whole = b"\0".join([record.key or b"", record.value or b"", *(content or b"" for _, content in record.headers)])
     for found in _COMPACT.finditer(whole):
         # After a dot it is the end of a token, however broken; alone it may stand only where nobody could tell.
