@@ -41,6 +41,7 @@ def test_the_bench_is_one_script_and_the_readme_has_its_figures(checkout: Path) 
 # ── N-02 ──
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("marker", "names"),
     [
