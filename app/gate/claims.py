@@ -18,7 +18,7 @@ from app.gate.redact import token_shaped
 Uses = Literal["once", "many"]
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """What a trigger token permits: the one member of its authorization_details (RFC 9396)."""
 
     actions: tuple[str, ...]
@@ -27,7 +27,7 @@ class Grant(msgspec.Struct, frozen=True):
     params_sha256: str | None = None  # fixes the digest of the emitter's params (canonical JSON, hex)
 
 
-class Claims(msgspec.Struct, frozen=True):
+class Claims(msgspec.Struct, frozen=True, gc=False):
     """The verified claims of a trigger token (also what a handoff carries in place of the token)."""
 
     iss: str

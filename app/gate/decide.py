@@ -41,7 +41,7 @@ def source_at(partition: int, offset: int, appended_at_ms: int) -> Source:
     return Source(partition, offset, appended_at_ms, f"{partition}-{offset}")
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """What a refusal speaks about: as much as was established before it fell."""
 
     source: Source
@@ -51,7 +51,7 @@ class Request(msgspec.Struct, frozen=True):
     within_grace: bool = False
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """Stages 1 to 3 passed: this token may start this job with these parameters, if it has not yet."""
 
     source: Source
@@ -68,7 +68,7 @@ class Admitted(msgspec.Struct, frozen=True):
 Presented = Request | Admitted
 
 
-class Refused(msgspec.Struct, frozen=True):
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """A refusal at any stage."""
 
     request: Presented
@@ -83,7 +83,7 @@ class Held(msgspec.Struct, frozen=True):
     wanted: KeyWanted
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """One job starts. `entry` is the table's new row, packed.
 
     None for a trigger without identity, and where the row that is there, of a later trigger, must stay.
@@ -94,7 +94,7 @@ class Accepted(msgspec.Struct, frozen=True):
     entry: bytes | None
 
 
-class Duplicate(msgspec.Struct, frozen=True):
+class Duplicate(msgspec.Struct, frozen=True, gc=False):
     """The same request again: its receipt names the first run."""
 
     admitted: Admitted
@@ -133,7 +133,7 @@ def admit_all(
     ]
 
 
-class _Opened(msgspec.Struct, frozen=True):
+class _Opened(msgspec.Struct, frozen=True, gc=False):
     """A trigger whose token is read as far as its signature."""
 
     source: Source

@@ -41,7 +41,7 @@ _decode_params = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_redacted = msgspec.json.Decoder(Redacted).decode
 
 
-class Out(msgspec.Struct, frozen=True):
+class Out(msgspec.Struct, frozen=True, gc=False):
     """One record to write: key, value and headers. An `event` has its key as one header more, `ce_id`."""
 
     key: bytes | None

@@ -51,7 +51,7 @@ ACCEPTS_NAME: Final = {"once": "one_shot", "many": "webhook"}  # a token's use, 
 _looks_like_pattern: Final = re.compile(r"[*?\[]").search
 
 
-class Authorized(msgspec.Struct, frozen=True):
+class Authorized(msgspec.Struct, frozen=True, gc=False):
     """Stage 3 passed: the job, its params (token over payload over defaults) and those before defaults."""
 
     job: Job

@@ -24,7 +24,7 @@ class TokenReference(msgspec.Struct, frozen=True, gc=False):
     fingerprint: str
 
 
-class JobRecord(msgspec.Struct, frozen=True):
+class JobRecord(msgspec.Struct, frozen=True, gc=False):
     """jobs: enough to run it and to know why one may."""
 
     run_id: str
@@ -42,7 +42,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     attempt: int = 1
 
 
-class Receipt(msgspec.Struct, frozen=True, omit_defaults=False):
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=False, gc=False):
     """receipts: one per trigger; says nothing a stranger may not know."""
 
     trigger_id: str
@@ -56,7 +56,7 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=False):
     decided_at_ms: int
 
 
-class InsecureReceipt(Receipt, frozen=True):
+class InsecureReceipt(Receipt, frozen=True, gc=False):
     """A receipt for a token that was verified with a development secret."""
 
     insecure: bool = True
@@ -116,7 +116,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     audit_head_sha256: str
 
 
-class Redacted(msgspec.Struct, frozen=True):
+class Redacted(msgspec.Struct, frozen=True, gc=False):
     """A record as it came less every token: what a dead letter shows. In JSON, bytes are base64."""
 
     key: bytes | None
@@ -124,7 +124,7 @@ class Redacted(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, bytes], ...]
 
 
-class HandoffTrigger(msgspec.Struct, frozen=True):
+class HandoffTrigger(msgspec.Struct, frozen=True, gc=False):
     """The trigger's coordinates and what the emitter asked for, for the home lane to judge again."""
 
     id: str
@@ -138,7 +138,7 @@ class HandoffTrigger(msgspec.Struct, frozen=True):
     ce_source: str | None
 
 
-class Handoff(msgspec.Struct, frozen=True):
+class Handoff(msgspec.Struct, frozen=True, gc=False):
     """handoffs: a verified trigger on its way to its home lane. Never a token."""
 
     trigger: HandoffTrigger

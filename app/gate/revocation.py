@@ -30,7 +30,7 @@ class Revocation(msgspec.Struct, frozen=True):
     since_s: int  # jti and subject: tokens with iat ≤ since_s; of no account for kid and issuer
     reason: str
     by: str
-    keep_until_s: int = KEEP_FOR_EVER  # from then on `tollgate token revoke --clean` may remove the record
+    keep_until_s: int = KEEP_FOR_EVER  # from then on the record may go: every token it refuses has expired
 
 
 def revocation_key(issuer: str, selector: Selector, value: str) -> bytes:

@@ -45,7 +45,7 @@ class Bearer(msgspec.Struct, frozen=True):
     permitted: dict[tuple[object, ...], Permitted]  # by uses, actions, jobs granted, and job asked for
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """What one token may do with one job in one world: all of a decision that its triggers have in common."""
 
     token: VerifiedToken

@@ -32,7 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class VerifiedToken(msgspec.Struct, frozen=True):
+class VerifiedToken(msgspec.Struct, frozen=True, gc=False):
     """Claims whose signature was verified by this process, and how to speak of the token without showing it."""
 
     claims: Claims
@@ -61,7 +61,7 @@ _ALGORITHMS: Final = frozenset((ES256, EDDSA, HS256))
 _FINGERPRINT_DIGITS: Final = 32
 
 
-class Signed(msgspec.Struct, frozen=True):
+class Signed(msgspec.Struct, frozen=True, gc=False):
     """A token read as far as its signature. Nothing in it is verified yet."""
 
     unverified_token: str

@@ -71,7 +71,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     batch_too_large: bool = False  # its batch expands beyond the limit: nothing of it was read
 
 
-class Trigger(msgspec.Struct, frozen=True):
+class Trigger(msgspec.Struct, frozen=True, gc=False):
     """A parsed trigger; its token is still unverified, so everything here is a stranger's word."""
 
     job: str | None  # None: the one the token grants

@@ -38,7 +38,7 @@ class Behind(msgspec.Struct, frozen=True):
     """A handoff whose lane had read further in the registry or the revocations than this process has."""
 
 
-class Judged(msgspec.Struct, frozen=True):
+class Judged(msgspec.Struct, frozen=True, gc=False):
     """A work item with what stages 1 to 3 said of it."""
 
     record: Record

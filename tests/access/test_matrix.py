@@ -6,6 +6,7 @@ import secrets
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,7 +70,8 @@ class Matrix:
 
     def settings(self, user: str) -> Settings:
         """As `tollgate` would read them."""
-        return Settings(kafka=Kafka(**tomllib.loads(self.files[user].read_text())["kafka"]))
+        given = tomllib.loads(self.files[user].read_text())["kafka"]
+        return Settings(kafka=Kafka(**{n: Path(of) if n.endswith("file") else of for n, of in given.items()}))
 
     def expected(self, user: str, resource: Resource, name: str, operation: Operation) -> bool:
         return user != STRANGER and allows(self.granted, Role(user), resource, name, operation)
