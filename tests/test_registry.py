@@ -236,4 +236,5 @@ def test_the_commands_apply_list_and_fail_in_one_sentence(settings, write):
     wrong = runner.invoke(jobs.app, ["apply", str(write("[jobs.x]\nfrob = 1"))])
     assert wrong.exit_code == common.FAILED
     assert wrong.stdout == ""
-    assert "frob: unknown member" in wrong.stderr
+    assert isinstance(wrong.exception, RegistryError)  # which the program tells in one sentence
+    assert "frob: unknown member" in str(wrong.exception)
