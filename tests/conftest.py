@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "broker" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.broker)
-    # Simulated worlds first: they want a process in which nothing else has run yet.
-    items.sort(key=lambda item: item.path.parent.name != "simulation")
+    # Simulated worlds first: they want a process in which nothing else has run yet, not even a world with a script.
+    items.sort(key=lambda item: item.path.name != "test_simulation.py")
 
 
 @pytest.hookimpl(wrapper=True)
