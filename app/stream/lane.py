@@ -58,7 +58,7 @@ PROBE_S: Final = 1.0
 HOLD_CAUSES: Final = ("tables_stale", "clock", "keys")
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
-FAILURES_MAX: Final = 3  # of an unknown kind, with nothing decided between them
+FAILING_MAX_S: Final = 60.0  # of an unknown kind, with nothing decided meanwhile: a disk may be full for a while
 SWEEP_EVERY_S: Final = 1.0
 SWEEP_RECORDS: Final = 500
 
@@ -135,7 +135,8 @@ class Lane:
         LANE_STATE.labels(self.number, state.value).set(1)
 
     async def _live(self) -> None:
-        retry_s, failures, gone = RETRY_FIRST_S, 0, False
+        retry_s, gone = RETRY_FIRST_S, False
+        failing_since_s: float | None = None
         try:
             while not self._released:
                 try:
@@ -163,13 +164,14 @@ class Lane:
                     log.error(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
                     if isinstance(error, StoreUnusable):
                         self._discard_store()  # rebuilt from the changelog, which needs no trust in it
-                    failures += 1
-                    if failures > FAILURES_MAX:
-                        self._stop(f"it failed {failures} times and decided nothing between: {type(error).__name__}")
+                    failing_since_s = failing_since_s or time.monotonic()
+                    failed_s = time.monotonic() - failing_since_s
+                    if failed_s > FAILING_MAX_S:
+                        self._stop(f"it failed for {failed_s:.0f} s, deciding nothing: {type(error).__name__}")
                         break
                 await self._let_go_of_writer()
                 if self._decided:
-                    self._decided, failures, retry_s = False, 0, RETRY_FIRST_S
+                    self._decided, failing_since_s, retry_s = False, None, RETRY_FIRST_S
                 self._enter(State.RETRYING)
                 await self._sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_MAX_S)

@@ -132,7 +132,7 @@ def _peak_mib(gate: CampaignGate) -> int:
 
 
 def _memory(stage: Stage, before: dict[str, int]) -> None:
-    stage.until(lambda: stage.load.sent - stage.watcher.answered < stage.load.rate, 60)
+    stage.until_caught_up()
     grown = {run: peak - before[run] for run, peak in _peaks(stage).items() if run in before}
     worst = max(grown.values(), default=0)
     stage.notes.append(f"peak memory of a gate grew by at most {worst} MiB")

@@ -234,6 +234,10 @@ class Stage:
             return False
         return True
 
+    def until_caught_up(self, timeout_s: float = 60.0) -> bool:
+        """Until at most a second's triggers wait for their receipts."""
+        return self.until(lambda: self.load.sent - self.watcher.answered < self.load.rate, timeout_s)
+
     def recoveries(self, fault: Fault, *, not_by: str | None = None, since: float | None = None) -> None:
         """How long each of a fault's lanes took until it decided again."""
         since = fault.at if since is None else since
