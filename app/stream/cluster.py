@@ -25,6 +25,7 @@ from app.logs import Event, log
 from app.stream import batch
 from app.stream.connect import client_options
 from app.stream.log import OffsetGone, Partition, ReadRecord, Unreadable, Watermarks, Writer
+from app.stream.together import together
 from app.stream.transaction import KafkaWriter
 
 FETCH_WAIT_MS: Final = 100  # also how long a new partition may wait for its first poll
@@ -114,7 +115,9 @@ class Cluster:
         async with asyncio.timeout(self._deadline_s):
             while True:
                 try:
-                    return Watermarks(await self._offset(partition, _EARLIEST), await self._offset(partition, _LATEST))
+                    return Watermarks(
+                        *await together(self._offset(partition, _EARLIEST), self._offset(partition, _LATEST))
+                    )
                 except KafkaError as error:
                     await self._again(error)
 

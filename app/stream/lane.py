@@ -8,30 +8,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from aiokafka.errors import KafkaError
 
-from app.gate import decide, idempotency, outputs
-from app.gate.decide import Held, Refused
+from app.gate import idempotency, outputs
+from app.gate.decide import Held
 from app.gate.original import Seal
 from app.gate.outputs import Place
 from app.gate.records import Checkpoint
 from app.gate.trigger import Record
 from app.stream import restore
 from app.stream.clock import LaneClock
+from app.stream.judging import Judge
 from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreadable, Writer
 from app.stream.store import Store, StoreUnusable
 from app.stream.tables import Tables
+from app.stream.together import together
 from app.stream.topics import Topic
-from app.stream.turn import Behind, Foreign, Judged, LaneBroken, Turn
+from app.stream.turn import LaneBroken, Turn
 from app.telemetry import (
     BATCH_RECORDS,
     COMMIT_SECONDS,
@@ -47,9 +46,7 @@ from app.telemetry import (
     log,
 )  # fmt: skip
 
-SLICE_S: Final = 0.01  # other lanes' answers are not kept waiting longer than this
 SLICE_RECORDS: Final = 200
-RUN_RECORDS: Final = 32  # whose signatures are checked one after another
 SLICE_BYTES: Final = 256 * 1024
 IDLE_CHECKPOINT_S: Final = 30.0
 WAIT_S: Final = 0.25
@@ -108,7 +105,9 @@ class Lane:
         self._handoffs: Tail | None = None
         self._checkpoint: Checkpoint | None = None
         self._clock = LaneClock(0, shared.clock_tolerance_ms)
-        self._queue: deque[tuple[Topic, Record]] = deque()
+        self._handed: list[Record] = []  # taken from the two, and not decided yet
+        self._arrived: list[Record] = []
+        self._judge = Judge(number, tables)
         self._committed_at_s = self._swept_at_s = 0.0
         self._without_keys_since_s: float | None = None
         self._task: asyncio.Task[None] | None = None
@@ -193,7 +192,7 @@ class Lane:
             if tail is not None:
                 tail.close()
         self._triggers = self._handoffs = None
-        self._queue.clear()
+        self._handed, self._arrived = [], []
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await writer.close()
@@ -225,25 +224,9 @@ class Lane:
         began = time.monotonic()
         # 1 the lock: fences the former owner and ends its transaction
         self._writer = await self._log.fence(f"{shared.prefix}lane-{number}", shared.owner)
-        # 2 the local store, and the changelog from where it ends to the high watermark
-        if self._store is None:
-            self._store, self._store_path = await restore.open_local(
-                shared.state_dir, shared.cluster_id, shared.birth_id, number
-            )
-        self._store = await restore.replay(
-            self._log, (shared.topics[Topic.IDEMPOTENCY], number), self._store, self._store_path,
-            shared.cluster_id, shared.birth_id, number, shared.keep_tombstones_ms,
-        )  # fmt: skip
-        # 3 the checkpoint, and its offsets
-        checkpoint = await restore.last_checkpoint(
-            self._log, (shared.topics[Topic.CHECKPOINTS], number), shared.birth_id, shared.lanes
-        )
+        # 2 the local store and the changelog, 3 the checkpoint and its offsets: neither needs the other
+        checkpoint, _ = await together(self._checkpoint_in_reach(), self._bring_store_up_to_date())
         positions = {Topic.TRIGGERS: checkpoint.triggers_offset, Topic.HANDOFFS: checkpoint.handoffs_offset}
-        for topic, position in positions.items():
-            partition = (shared.topics[topic], number)
-            marks = await self._log.watermarks(partition)
-            if not marks.start <= position <= marks.high:
-                raise OffsetGone(partition, position, *marks)
         self._triggers, self._handoffs = (
             self._log.follow((shared.topics[topic], number), position, self._wake)
             for topic, position in positions.items()
@@ -256,6 +239,34 @@ class Lane:
             Event.LANE_TAKEN, lane=number, seconds=round(time.monotonic() - began, 3),
             triggers_offset=checkpoint.triggers_offset, handoffs_offset=checkpoint.handoffs_offset,
         )  # fmt: skip
+
+    async def _bring_store_up_to_date(self) -> None:
+        """The local store, and the changelog from where it ends to the high watermark."""
+        shared, number = self._shared, self.number
+        if self._store is None:
+            self._store, self._store_path = await restore.open_local(
+                shared.state_dir, shared.cluster_id, shared.birth_id, number
+            )
+        self._store = await restore.replay(
+            self._log, (shared.topics[Topic.IDEMPOTENCY], number), self._store, self._store_path,
+            shared.cluster_id, shared.birth_id, number, shared.keep_tombstones_ms,
+        )  # fmt: skip
+
+    async def _checkpoint_in_reach(self) -> Checkpoint:
+        """The newest checkpoint. Raises OffsetGone when a topic no longer holds where it stands."""
+        shared, number = self._shared, self.number
+        checkpoint = await restore.last_checkpoint(
+            self._log, (shared.topics[Topic.CHECKPOINTS], number), shared.birth_id, shared.lanes
+        )
+        triggers, handoffs = (shared.topics[Topic.TRIGGERS], number), (shared.topics[Topic.HANDOFFS], number)
+        of_triggers, of_handoffs = await together(self._log.watermarks(triggers), self._log.watermarks(handoffs))
+        for partition, position, marks in (
+            (triggers, checkpoint.triggers_offset, of_triggers),
+            (handoffs, checkpoint.handoffs_offset, of_handoffs),
+        ):
+            if not marks.start <= position <= marks.high:
+                raise OffsetGone(partition, position, *marks)
+        return checkpoint
 
     # ── working ──
 
@@ -281,8 +292,8 @@ class Lane:
                 held_since = None
             if self._without_keys_since_s is None:
                 self._enter(State.RUNNING)
-            self._fill()
-            if self._queue:
+            self._fill(0)
+            if self._handed or self._arrived:
                 await self._turn()
             else:
                 await self._rest()
@@ -294,16 +305,17 @@ class Lane:
         wrong = self._clock.complaint()
         return None if wrong is None else ("clock", wrong)
 
-    def _fill(self, limit: int = SLICE_RECORDS) -> None:
-        """Take what the next slice needs and no more: records are judged while they are warm in the cache.
+    def _fill(self, done: int) -> None:
+        """Take what the next slice of a turn needs and no more: records are judged while they are warm in the cache.
 
-        Handoffs are drained before triggers.
+        Each list is filled when it is empty: what a trigger waits for, handoffs do not.
         """
+        limit = min(SLICE_RECORDS, self._shared.batch_max_records - done)
         self._wake.clear()
-        for topic, tail in ((Topic.HANDOFFS, self._handoffs), (Topic.TRIGGERS, self._triggers)):
-            room = limit - len(self._queue)
-            if tail is not None and room > 0:
-                self._queue.extend([(topic, record) for record in tail.take(room, SLICE_BYTES)])
+        if self._handoffs is not None and not self._handed:
+            self._handed = self._handoffs.take(limit, SLICE_BYTES)
+        if self._triggers is not None and not self._arrived:
+            self._arrived = self._triggers.take(limit - len(self._handed), SLICE_BYTES)
 
     async def _rest(self) -> None:
         """Nothing to do: sweep a little, and keep the checkpoint abreast of markers and the clock."""
@@ -327,70 +339,21 @@ class Lane:
             self.number, shared.topics, shared.place, shared.seal, self._tables.world, self._store,
             time.time_ns() // 1_000_000, self._clock.read(),
         )  # fmt: skip
-        while self._queue and not turn.full:
-            items = self._judge_slice(turn)
-            waits = isinstance(items[-1].result, Held | Behind)
-            ready = items[:-1] if waits else items
-            turn.settle(ready)
-            for _ in ready:
-                self._queue.popleft()
-            if waits:
+        while (self._handed or self._arrived) and not turn.full:
+            judged = self._judge.slice(self._handed, self._arrived, turn.world)
+            turn.settle(judged.handoffs, judged.triggers)
+            del self._handed[: len(judged.handoffs)], self._arrived[: len(judged.triggers)]
+            if judged.waits is not None:
                 if turn.empty:
-                    await self._wait_for(items[-1].result)
+                    await self._wait_for(judged.waits)
                     return
                 break  # commit what is decided; what waits gets a turn of its own
             await asyncio.sleep(0)
             if self._tables.complaint() is not None:
                 break  # the process stood still meanwhile: what waits is judged by tables that are up to date
-            if not self._queue:
-                self._fill(min(SLICE_RECORDS, shared.batch_max_records - turn.records_in))
+            self._fill(turn.records_in + len(self._arrived))
         if not turn.empty:
             await self._commit(turn)
-
-    def _judge_slice(self, turn: Turn) -> list[Judged]:
-        """Stages 1 to 3 of the next records, for as long as a slice may take; the last one may have to wait."""
-        items: list[Judged] = []
-        end = time.monotonic() + SLICE_S
-        size = 0
-        queue = list(self._queue)
-        while len(items) < min(len(queue), SLICE_RECORDS):
-            ahead = queue[len(items) : len(items) + RUN_RECORDS]
-            topic, run = next(groupby(ahead, key=itemgetter(0)))
-            for item in self._judge_run(topic, [record for _, record in run], turn.world):
-                items.append(item)
-                if isinstance(item.result, Held | Behind):
-                    return items
-                size += len(item.record.value or b"")
-            if size > SLICE_BYTES or time.monotonic() > end:
-                break
-        return items
-
-    def _judge_run(self, topic: Topic, run: list[Record], world: decide.World) -> list[Judged]:
-        """Some records of one topic, in order."""
-        if topic is Topic.HANDOFFS:
-            return [self._judge_handoff(record, world) for record in run]
-        judged: list[Judged] = []
-        for record, result in zip(run, decide.admit_all(run, world, world.memo), strict=True):
-            admitted = result
-            if isinstance(admitted, Held) and not self._tables.may_fetch(admitted.wanted):
-                admitted = decide.admit(record, world, world.memo, wait_for_keys=False)
-            if isinstance(admitted, Refused) and admitted.rejected.code == "internal_deny":
-                detail = admitted.rejected.detail
-                log.error(Event.INTERNAL_DENY, lane=self.number, offset=record.offset, detail=detail)
-            judged.append(Judged(record, admitted))
-        return judged
-
-    def _judge_handoff(self, record: Record, world: decide.World) -> Judged:
-        try:
-            handoff, source, trigger = outputs.read_handoff(record.value or b"")
-            token = world.memo.handed_token(bytes(handoff.claims), handoff.token_fingerprint, handoff.insecure)
-        except (msgspec.DecodeError, ValueError) as error:
-            log.error(Event.HANDOFF_FOREIGN, lane=self.number, offset=record.offset, error=type(error).__name__)
-            return Judged(record, Foreign())
-        if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
-            return Judged(record, Behind())
-        result = decide.readmit(source, trigger, token, world, world.memo)
-        return Judged(record, result, handoff)
 
     async def _wait_for(self, what: object) -> None:
         """The next record cannot be decided yet: wait for keys or tables, then let the lane look again."""
@@ -428,8 +391,8 @@ class Lane:
             self._clock.read()  # or the checkpoints of an idle lane would seem to be of a clock that stands still
         checkpoint = msgspec.structs.replace(
             self._checkpoint,
-            triggers_offset=self._next_offset(Topic.TRIGGERS, self._triggers),
-            handoffs_offset=self._next_offset(Topic.HANDOFFS, self._handoffs),
+            triggers_offset=self._next_offset(self._arrived, self._triggers),
+            handoffs_offset=self._next_offset(self._handed, self._handoffs),
             lane_clock_ms=self._clock.floor_ms,
         )
         checkpoints = (shared.topics[Topic.CHECKPOINTS], self.number)
@@ -462,12 +425,10 @@ class Lane:
             self._sweep()
         self.on_commit(self.number, checkpoint.triggers_offset)
 
-    def _next_offset(self, topic: Topic, tail: Tail) -> int:
+    @staticmethod
+    def _next_offset(waiting: Sequence[Record], tail: Tail) -> int:
         """After the last record decided; past markers and aborted records when none is waiting."""
-        waiting = next((record.offset for kind, record in self._queue if kind is topic), None)
-        if waiting is not None:
-            return waiting
-        return tail.position
+        return waiting[0].offset if waiting else tail.position
 
     def _tell(self, turn: Turn, seconds: float) -> None:
         TRANSACTIONS.labels("committed").inc()

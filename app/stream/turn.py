@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import lt
 from typing import Final
 
 import msgspec
 
 from app.gate import decide, outputs
-from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Presented, Refused, World
+from app.gate.decide import Accepted, Admitted, Duplicate, Presented, Refused, World
 from app.gate.original import Seal, original, original_of_verified
 from app.gate.outputs import Out, Place, Stamp
 from app.gate.reasons import Rejected
@@ -42,7 +43,7 @@ class Judged(msgspec.Struct, frozen=True, gc=False):
     """A work item with what stages 1 to 3 said of it."""
 
     record: Record
-    result: Admitted | Refused | Held | Behind | Foreign
+    result: Admitted | Refused | Foreign
     handed: Handoff | None = None  # what the record says, where it is one of handoffs
 
 
@@ -58,7 +59,10 @@ class Turn:
         self._stamp, self._lane_clock_ms = Stamp(place, now_ms), lane_clock_ms
         self.now_ms = now_ms
         self.overlay: dict[bytes, bytes] = {}
-        self._here: dict[Topic, list[Out]] = {topic: [] for topic in Topic}
+        self.jobs: list[Out] = []
+        self.receipts: list[Out] = []
+        self.dead_letters: list[Out] = []
+        self.entries: list[Out] = []
         self._away: dict[int, list[Out]] = {}
         self.presentations: list[Presentation] = []
         self.triggers_in = self.handoffs_in = self.handoffs_out = self.foreign = 0
@@ -78,9 +82,13 @@ class Turn:
     def empty(self) -> bool:
         return not self.triggers_in and not self.handoffs_in
 
-    def settle(self, items: Sequence[Judged]) -> None:
+    def settle(self, handoffs: Sequence[Judged], triggers: Sequence[Judged]) -> None:
         """Stage 4 and the outputs of some items, in order. All are taken: judging one again costs a signature."""
-        self._count_in(items)
+        self._last_handoff = _in_order(handoffs, self._last_handoff)
+        self._last_trigger = _in_order(triggers, self._last_trigger)
+        self.handoffs_in += len(handoffs)
+        self.triggers_in += len(triggers)
+        items = (*handoffs, *triggers)
         wanted = [
             result.identity.digest
             for item in items
@@ -88,31 +96,13 @@ class Turn:
         ]
         stored = dict(zip(wanted, self._store.get_many(wanted), strict=True)) if wanted else {}
         for item in items:
-            match item.result:
-                case Admitted():
-                    self._admit(item, item.result, stored)
-                case Refused():
-                    self._refuse(item, item.result)
-                case Foreign():
-                    self.foreign += 1
-                case Held() | Behind():
-                    raise LaneBroken("a held trigger reached stage 4")
-
-    def _count_in(self, items: Sequence[Judged]) -> None:
-        """Offsets strictly increase, per topic (rule 11)."""
-        last_trigger, last_handoff, triggers = self._last_trigger, self._last_handoff, 0
-        for item in items:
-            offset = item.record.offset
-            if item.handed is None and type(item.result) is not Foreign:
-                triggers += 1
-                last_trigger, before = offset, last_trigger
+            result = item.result
+            if type(result) is Admitted:
+                self._admit(item, result, stored)
+            elif type(result) is Refused:
+                self._refuse(item, result)
             else:
-                last_handoff, before = offset, last_handoff
-            if offset <= before:
-                raise LaneBroken(f"offset {offset} came after {before}")
-        self._last_trigger, self._last_handoff = last_trigger, last_handoff
-        self.triggers_in += triggers
-        self.handoffs_in += len(items) - triggers
+                self.foreign += 1
 
     def _admit(self, item: Judged, admitted: Admitted, stored: dict[bytes, bytes | None]) -> None:
         identity = admitted.identity
@@ -126,24 +116,23 @@ class Turn:
             verdict = decide.settle(admitted, packed, self._lane_clock_ms, self.world)
         except ValueError as error:  # an entry that is none: a store that lies about what it holds
             raise StoreUnusable(str(error)) from error
-        match verdict:
-            case Accepted():
-                self._accept(verdict)
-            case Duplicate():
-                self._answer(admitted, "duplicate", admitted.authorized.job.name, verdict.run_id)
-            case Refused():
-                self._refuse(item, verdict)
-            case AlreadyCommitted():
-                raise LaneBroken(f"trigger {admitted.source.trigger_id} has been committed before")
+        if type(verdict) is Accepted:
+            self._accept(verdict)
+        elif type(verdict) is Duplicate:
+            self._answer(admitted, "duplicate", admitted.authorized.job.name, verdict.run_id)
+        elif type(verdict) is Refused:
+            self._refuse(item, verdict)
+        else:
+            raise LaneBroken(f"trigger {admitted.source.trigger_id} has been committed before")
 
     def _accept(self, verdict: Accepted) -> None:
         admitted, entry = verdict.admitted, verdict.entry
         self._accepted += 1
-        self._write(Topic.JOBS, outputs.job(verdict, self._stamp))
+        self._write(self.jobs, outputs.job(verdict, self._stamp))
         if entry is not None and admitted.identity is not None:
             digest = admitted.identity.digest
             self.overlay[digest] = entry
-            self._write(Topic.IDEMPOTENCY, Out(digest, entry))
+            self._write(self.entries, Out(digest, entry))
         self._answer(admitted, "accepted", admitted.authorized.job.name, verdict.run_id)
 
     def _refuse(self, item: Judged, refused: Refused) -> None:
@@ -153,7 +142,7 @@ class Turn:
         else:
             text = request.trigger.unverified_token if request.trigger is not None else None
             shown, sealed = original(item.record, text, self._seal)
-        self._write(Topic.DEAD_LETTERS, outputs.dead_letter(refused, shown, sealed, self._stamp))
+        self._write(self.dead_letters, outputs.dead_letter(refused, shown, sealed, self._stamp))
         # Whoever has not shown a good token learns only what it sent itself.
         job_name = request.trigger.job if request.trigger is not None and token is not None else None
         self._answer(request, "rejected", job_name, refused.first_run_id, refused.rejected)
@@ -165,8 +154,7 @@ class Turn:
             fingerprint = admitted.token.fingerprint
             shown, sealed = original_of_verified(item.record, admitted.trigger, fingerprint, self._seal)
         out = outputs.handoff(admitted, shown, sealed, self.world.registry_offset, self.world.revocations_offset)
-        self._away.setdefault(admitted.home, []).append(out)
-        self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
+        self._write(self._away.setdefault(admitted.home, []), out)
         self.handoffs_out += 1
 
     def _answer(
@@ -174,13 +162,14 @@ class Turn:
         rejected: Rejected | None = None,
     ) -> None:  # fmt: skip
         """The one receipt and the one audit entry of a trigger, both from the lane that decides it."""
-        self._write(Topic.RECEIPTS, outputs.receipt(request, self._stamp, outcome, job_name, run_id, rejected))
+        self._write(self.receipts, outputs.receipt(request, self._stamp, outcome, job_name, run_id, rejected))
         self.presentations.append(outputs.presentation(request, outcome, job_name, run_id, rejected))
         appended_at_ms = request.source.appended_at_ms
-        self.oldest_ms = min(self.oldest_ms, appended_at_ms)
+        if appended_at_ms < self.oldest_ms:  # noqa: PLR1730 - for every trigger, and min() costs more
+            self.oldest_ms = appended_at_ms
 
-    def _write(self, topic: Topic, out: Out) -> None:
-        self._here[topic].append(out)
+    def _write(self, outs: list[Out], out: Out) -> None:
+        outs.append(out)
         self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
 
     @property
@@ -190,9 +179,13 @@ class Turn:
 
     @property
     def parts(self) -> dict[Partition, list[Out]]:
-        """What goes where: all to this lane's partitions, but handoffs to their homes'."""
-        here = {(self._topics[topic], self.lane): outs for topic, outs in self._here.items() if outs}
-        return here | {(self._topics[Topic.HANDOFFS], home): outs for home, outs in self._away.items()}
+        """What goes where: all to this lane's partitions, but handoffs to their homes'. None is empty."""
+        here = {
+            Topic.JOBS: self.jobs, Topic.RECEIPTS: self.receipts, Topic.DEAD_LETTERS: self.dead_letters,
+            Topic.IDEMPOTENCY: self.entries,
+        }  # fmt: skip
+        mine = {(self._topics[topic], self.lane): outs for topic, outs in here.items() if outs}
+        return mine | {(self._topics[Topic.HANDOFFS], home): outs for home, outs in self._away.items()}
 
     def finish(self, checkpoint: Checkpoint) -> tuple[dict[Partition, list[Out]], Checkpoint]:
         """All records of the transaction with the checkpoint that describes it, after the last assertions."""
@@ -202,16 +195,24 @@ class Turn:
                 f"{self.triggers_in} triggers and {self.handoffs_in} handoffs came in, "
                 f"{answered} receipts and {self.handoffs_out} handoffs would go out"
             )
-        jobs = self._here[Topic.JOBS]
-        runs = len({out.key for out in jobs})
-        if not self._accepted == len(jobs) == runs:
-            raise LaneBroken(f"{self._accepted} accepted, {len(jobs)} jobs, {runs} runs")
+        runs = len({out.key for out in self.jobs})
+        if not self._accepted == len(self.jobs) == runs:
+            raise LaneBroken(f"{self._accepted} accepted, {len(self.jobs)} jobs, {runs} runs")
+        parts = self.parts
         if self.presentations:
             sequence = checkpoint.sequence + 1
             audit = outputs.audit(AuditRecord(self.lane, sequence, checkpoint.audit_head_sha256, self.presentations))
-            self._write(Topic.AUDIT, audit)
+            parts[self._topics[Topic.AUDIT], self.lane] = [audit]
             checkpoint = msgspec.structs.replace(
                 checkpoint, sequence=sequence, audit_head_sha256=outputs.digest(audit.value)
             )
-        self._write(Topic.CHECKPOINTS, outputs.checkpoint(checkpoint))
-        return self.parts, checkpoint
+        parts[self._topics[Topic.CHECKPOINTS], self.lane] = [outputs.checkpoint(checkpoint)]
+        return parts, checkpoint
+
+
+def _in_order(items: Sequence[Judged], last: int) -> int:
+    """Offsets of a topic strictly increase (rule 11). Returns the last one."""
+    offsets = [last, *(item.record.offset for item in items)]
+    if not all(map(lt, offsets, offsets[1:])):
+        raise LaneBroken(f"offsets came out of order: {offsets[:20]}")
+    return offsets[-1]

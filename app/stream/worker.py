@@ -135,7 +135,7 @@ class Worker:
             **client_options(self._settings.kafka),
             group_id=f"{self._settings.kafka.prefix}{gate.group}",
             session_timeout_ms=gate.session_timeout_ms,
-            heartbeat_interval_ms=max(gate.session_timeout_ms // 5, 200),
+            heartbeat_interval_ms=max(gate.session_timeout_ms // 10, 200),  # members learn of a rebalance by them
             rebalance_timeout_ms=max(gate.session_timeout_ms, 5_000),
             max_poll_interval_ms=NEVER_MS,  # we do not poll it: lanes fetch for themselves
             enable_auto_commit=False,

@@ -71,7 +71,7 @@ class Decider:
         """All records of one lane, decided. `store` needs `get_many` alone."""
         now_ms = time.time_ns() // 1_000_000
         turn = Turn(lane, self._topics, self._place, unsealed, self._world, store, now_ms, now_ms)
-        turn.settle([Judged(record, self._judge(record)) for record in records])
+        turn.settle([], [Judged(record, self._judge(record)) for record in records])
         return turn
 
     def _judge(self, record: Record) -> Admitted | Refused | Held:

@@ -201,11 +201,11 @@ def _emitted_before_dedup() -> None:
     admit = turn.Turn._admit
 
     def emit_and_admit(self: Any, item: Any, admitted: Admitted, stored: dict[bytes, bytes | None]) -> None:
-        jobs, handed = len(self._here[Topic.JOBS]), self.handoffs_out
+        jobs, handed = len(self.jobs), self.handoffs_out
         admit(self, item, admitted, stored)
-        if len(self._here[Topic.JOBS]) == jobs and self.handoffs_out == handed:
+        if len(self.jobs) == jobs and self.handoffs_out == handed:
             run_id = decide.run_id_text(_run_id(self, admitted.source))
-            self._write(Topic.JOBS, outputs.job(Accepted(admitted, run_id, None), self._stamp))
+            self._write(self.jobs, outputs.job(Accepted(admitted, run_id, None), self._stamp))
 
     _replace(turn.Turn, "_admit", emit_and_admit)
 
@@ -248,7 +248,7 @@ def _entry_for_refused() -> None:
             source.appended_at_ms + 3_600_000,
         )  # fmt: skip
         self.overlay[identity.digest] = packed
-        self._write(Topic.IDEMPOTENCY, Out(identity.digest, packed))
+        self._write(self.entries, Out(identity.digest, packed))
 
     _replace(turn.Turn, "_refuse", refuse_and_remember)
 

@@ -1,0 +1,83 @@
+"""Judging: stages 1 to 3 of what waits in a lane, one slice at a time. Nothing here waits or writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from app.gate import decide, outputs
+from app.gate.decide import Held, Refused, World
+from app.gate.trigger import Record
+from app.stream.tables import Tables
+from app.stream.turn import Behind, Foreign, Judged
+from app.telemetry import Event, log
+
+SLICE_S: Final = 0.01  # other lanes' answers are not kept waiting longer than this
+RUN_RECORDS: Final = 32  # whose signatures are checked one after another
+
+
+class Slice(NamedTuple):
+    """What was judged, in the order of offsets, and what the record after it waits for."""
+
+    handoffs: list[Judged]
+    triggers: list[Judged]
+    waits: Held | Behind | None
+
+
+class Judge:
+    """Stages 1 to 3 for one lane."""
+
+    def __init__(self, lane: int, tables: Tables) -> None:
+        self._lane, self._tables = lane, tables
+
+    def slice(self, handoffs: Sequence[Record], triggers: Sequence[Record], world: World) -> Slice:
+        """As much as a slice's time allows, handoffs before triggers; at least one run, if anything is there."""
+        end = time.monotonic() + SLICE_S
+        judged = Slice([], [], None)
+        for waiting, judge, done in (
+            (handoffs, self._handoffs, judged.handoffs),
+            (triggers, self._triggers, judged.triggers),
+        ):
+            for start in range(0, len(waiting), RUN_RECORDS):
+                waits = judge(waiting[start : start + RUN_RECORDS], world, done)
+                if waits is not None or time.monotonic() > end:
+                    return judged._replace(waits=waits)
+        return judged
+
+    def _triggers(self, run: Sequence[Record], world: World, judged: list[Judged]) -> Held | None:
+        for record, result in zip(run, decide.admit_all(run, world, world.memo), strict=True):
+            admitted = result
+            if isinstance(admitted, Held):
+                if self._tables.may_fetch(admitted.wanted):
+                    return admitted
+                admitted = decide.admit(record, world, world.memo, wait_for_keys=False)
+                if isinstance(admitted, Held):  # no key set at all
+                    return admitted
+            if type(admitted) is Refused and admitted.rejected.code == "internal_deny":
+                detail = admitted.rejected.detail
+                log.error(Event.INTERNAL_DENY, lane=self._lane, offset=record.offset, detail=detail)
+            judged.append(Judged(record, admitted))
+        return None
+
+    def _handoffs(self, run: Sequence[Record], world: World, judged: list[Judged]) -> Held | Behind | None:
+        for record in run:
+            item = self._handoff(record, world)
+            if isinstance(item, Held | Behind):
+                return item
+            judged.append(item)
+        return None
+
+    def _handoff(self, record: Record, world: World) -> Judged | Held | Behind:
+        try:
+            handoff, source, trigger = outputs.read_handoff(record.value or b"")
+            token = world.memo.handed_token(bytes(handoff.claims), handoff.token_fingerprint, handoff.insecure)
+        except (msgspec.DecodeError, ValueError) as error:
+            log.error(Event.HANDOFF_FOREIGN, lane=self._lane, offset=record.offset, error=type(error).__name__)
+            return Judged(record, Foreign())
+        if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
+            return Behind()
+        result = decide.readmit(source, trigger, token, world, world.memo)
+        return result if isinstance(result, Held) else Judged(record, result, handoff)
