@@ -6,11 +6,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
+from tests.support.background import Background
 from tests.support.reader import CHUNK, TIMEOUT_S, consumer_of
 
 OFFSET_BITS = 40
@@ -38,10 +37,11 @@ class Expected:
             return len(self._open) == count and self._open <= self._answered
 
 
-class Watcher:
+class Watcher(Background):
     """A digest of every record as it was first seen. `receipts` counts those, which is how progress is told."""
 
     def __init__(self, bootstrap: str, prefix: str, topics: Sequence[str]) -> None:
+        super().__init__("watcher")
         self._bootstrap, self._prefix, self._topics = bootstrap, prefix, topics
         self.seen: dict[str, dict[int, int]] = {topic: {} for topic in topics}
         self.changed: list[str] = []  # one offset, two values
@@ -49,8 +49,6 @@ class Watcher:
         self.last_receipt_at = time.monotonic()
         self.error: str | None = None
         self._expected: Expected | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watcher")
 
     @property
     def answered(self) -> int:
@@ -60,16 +58,6 @@ class Watcher:
         """From now on, note whose receipts are seen; one at a time."""
         self._expected = Expected()
         return self._expected
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _run(self) -> None:
         consumer = consumer_of(self._bootstrap)

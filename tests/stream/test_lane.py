@@ -16,6 +16,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from app.config import Kafka
+from app.stream import store as stores
 from app.stream.inspection import connect
 from app.stream.lane import State
 from tests.support import memory, proxy, reader
@@ -326,6 +327,42 @@ async def test_a_lane_holds_while_an_issuer_has_no_key_set_and_resumes(
         assert await answers(deployment, sent) == ["accepted", "accepted"]
         await is_running(lane)
     assert "keys" in {event.get("cause") for event in logged if event["event"] == "lane_held"}
+
+
+async def test_a_trigger_that_waits_for_keys_keeps_no_handoff_waiting(deployment: Deployment, state_dir: Path) -> None:
+    number, elsewhere = deployment.lane(), deployment.lane()
+    name = f"https://issuer-{number}.test"
+    deployment.trust(name, state_dir / "never.json")
+    token = OtherIssuer(deployment.prefix).token("many", iss=name)
+    async with deployment.worker(number, elsewhere, state_dir=state_dir) as worker:
+        await is_running(worker.lanes[elsewhere])
+        await send(deployment, number, *[trigger(deployment.issuer, deployment.key(number), token=token)] * 300)
+        await until("the lane holds", lambda: worker.lanes[number].state is State.HELD)
+        sent = await send(deployment, elsewhere, *[good(deployment, number) for _ in range(20)])
+        assert await answers(deployment, sent) == ["accepted"] * 20
+        assert worker.lanes[number].state is State.HELD
+
+
+async def test_a_lane_whose_store_fails_for_a_while_goes_on_trying_and_decides_once(
+    deployment: Deployment, state_dir: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a disk that is full for a second."""
+    number = deployment.lane()
+    write, full = stores.Store._write, [True]
+
+    def write_if_there_is_room(self: Any, batch: Any) -> None:
+        if full[0]:
+            raise stores.StoreUnusable("IO error: No space left on device")
+        write(self, batch)
+
+    async with deployment.running(number, state_dir=state_dir) as lane:
+        monkeypatch.setattr(stores.Store, "_write", write_if_there_is_room)
+        sent = await send(deployment, number, *[good(deployment, number) for _ in range(20)])
+        await until("it tried often", lambda: [each["event"] for each in logged].count("lane_retry") > 5)
+        full[0] = False
+        assert await answers(deployment, sent) == ["accepted"] * 20
+        await is_running(lane)
+    assert len(await read_lane(deployment.bootstrap, deployment.topic("jobs"), number)) == 20
 
 
 # ── named stops ──

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from confluent_kafka import Producer
 
+from tests.support.background import Background
 from tests.support.invariants import Ledger, Sent
 from tests.support.issuer import JOB, OtherIssuer
 
@@ -20,7 +19,7 @@ WEBHOOK_TOKENS = 20
 REPEATS_REMEMBERED = 20_000
 
 
-class Traffic:
+class Traffic(Background):
     """Sends at a steady rate on a thread of its own until it is left; repeats are the same record again."""
 
     def __init__(
@@ -28,6 +27,7 @@ class Traffic:
         one_shot: float = 0.2, bad: float = 0.01, seed: int = 1, remembered: int = REPEATS_REMEMBERED,
         options: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        super().__init__("traffic")
         self.ledger = Ledger()
         self.failed = 0
         self.seconds = 0.0
@@ -37,19 +37,7 @@ class Traffic:
         self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "acks": "all"} | dict(options or {}))
         self._webhooks = [issuer.token("many") for _ in range(WEBHOOK_TOKENS)]
         self._past: list[tuple[str, bytes]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="traffic")
         self._number = 0
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _run(self) -> None:
         began = time.monotonic()
