@@ -34,6 +34,7 @@ class Outcome:
     stage: str = ""
     judged: bool = True
     inputs: bool = False  # its faults are records sent, not things broken
+    bound_s: float | None = None  # for 99 of 100 recoveries: told, and no violation
 
 
 def percentile(values: list[float], share: float) -> float | None:
@@ -69,6 +70,8 @@ class Report:
         for each in self.outcomes:
             median, worst = percentile(each.recovered_s, 0.5), percentile(each.recovered_s, 0.99)
             took = "-" if median is None or worst is None else f"{median:.1f} / {worst:.1f} s"
+            if each.bound_s and worst is not None:
+                took += f" (≤ {each.bound_s:.1f}: {'met' if worst <= each.bound_s else 'missed'})"
             shared = stages[each.stage]
             stages[each.stage] += 1
             triggers = "the same" if shared else f"{each.triggers:,}"

@@ -162,6 +162,7 @@ class Campaign:
                 time.monotonic() - began, stage.name,
             )  # fmt: skip
             outcome.inputs = row.name in stage.counts
+            outcome.bound_s = row.recovers_s and stage.session_ms / 1_000 + row.recovers_s
             self.report.outcomes.append(outcome)
             self._say(
                 f"{row.name}: {outcome.faults} faults, {verdict.triggers:,} triggers, {verdict.jobs:,} jobs, "
