@@ -67,6 +67,7 @@ class _Source:
     confirmed_at_s: float = 0.0
     next_fetch_at_s: float = 0.0
     next_want_at_s: float = 0.0
+    want_began_at_s: float = 0.0
     retry_s: float = RETRY_MIN_S
     failure: str | None = None
     signature: tuple[int, ...] | None = None
@@ -124,7 +125,10 @@ class JwksFollower:
         source = self._sources.get(issuer)
         if source is None or source.loop is None:
             return False
-        return source.wanted is not None or time.monotonic() >= source.next_want_at_s
+        now_s = time.monotonic()
+        if source.wanted is not None:  # a slow one is not waited for again and again
+            return now_s < source.want_began_at_s + WANT_TIMEOUT_S
+        return now_s >= source.next_want_at_s
 
     async def want(self, issuer: str, kid: str | None) -> None:
         """Read the issuer's set again because a token names a kid it lacks. Returns within a second.
@@ -138,6 +142,7 @@ class JwksFollower:
             now_s = time.monotonic()
             if now_s < source.next_want_at_s:
                 return
+            source.want_began_at_s = now_s
             # A file costs no one anything to look at again; a server does.
             source.next_want_at_s = now_s + (min(FILE_POLL_S, self._floor_s) if source.is_file else self._floor_s)
             source.wanted = asyncio.create_task(self._fetch_alone(source), name=f"jwks-want-{issuer}")

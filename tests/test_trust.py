@@ -154,6 +154,17 @@ async def test_a_slow_server_is_waited_for_a_second():
         assert time.monotonic() - start < 1.5
 
 
+async def test_however_often_it_is_asked_a_slow_server_holds_a_trigger_for_a_second():
+    async with Server(document(public_jwk("k1"))) as server, following({ISS: rule(server.url)}) as follower:
+        server.delay_s = 4.0
+        began, waits = time.monotonic(), 0
+        while follower.may_fetch(ISS):
+            await follower.want(ISS, "unknown")
+            waits += 1
+        assert time.monotonic() - began < 2.0
+        assert waits < 3
+
+
 async def test_plain_http_is_for_this_machine_only():
     async with following({ISS: rule("http://issuer.example/jwks.json")}) as follower:
         assert follower.ring == {ISS: None}

@@ -84,10 +84,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
-    """One job starts. `entry` is the table's new row, packed.
-
-    None for a trigger without identity, and where the row that is there, of a later trigger, must stay.
-    """
+    """One job starts. `entry` is the table's new row, packed; None for a trigger without identity."""
 
     admitted: Admitted
     run_id: str
@@ -317,7 +314,7 @@ def settle(
     new, old = idempotency.unpack(packed), idempotency.unpack(packed_entry)
     match idempotency.compare(new, old):
         case None:
-            return Accepted(admitted, run_id_text(run_id), packed if new.appended_at_ms >= old.appended_at_ms else None)
+            return Accepted(admitted, run_id_text(run_id), packed)
         case "duplicate":
             return Duplicate(admitted, run_id_text(old.run_id))
         case "same_source":

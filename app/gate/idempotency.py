@@ -143,14 +143,14 @@ Hit = Literal["same_source", "duplicate", "token_already_used", "idempotency_key
 
 
 def compare(new: Entry, old: Entry) -> Hit | None:
-    """What an entry of the same identity means for a new trigger; None when their windows do not meet.
+    """What an entry of the same identity means for a new trigger; None when the entry's window was over.
 
-    The earlier of the two says how long it counts: handoffs may bring an older trigger after a younger one.
+    A trigger that was appended before the one that is there (handoffs may bring it late) is always a hit: it is the
+    earlier try of what has run since. As a run of its own it would leave no entry, and its next repeat would run, too.
     """
     if new.partition == old.partition and new.offset == old.offset:
         return "same_source"
-    earlier, later = (old, new) if old.appended_at_ms <= new.appended_at_ms else (new, old)
-    if later.appended_at_ms > earlier.expires_at_ms:
+    if new.appended_at_ms > old.expires_at_ms:
         return None
     if new.fingerprint == old.fingerprint:
         return "duplicate"

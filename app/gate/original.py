@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Final
 
 from app.gate import limits
@@ -52,7 +53,11 @@ def original_of_verified(record: Record, trigger: Trigger, fingerprint: str, sea
 
 
 def _sealed(record: Record, redacted: Redacted, taken: Sequence[bytes], seal: Seal) -> tuple[Redacted, str | None]:
-    if not taken:
+    # A batch may expand to records far larger than the topic takes: what they become must fit all the same.
+    if redacted.key is not None and len(redacted.key) > limits.KEY_SHOWN_MAX_BYTES:
+        told = f"[key of {len(redacted.key)} bytes: sha256 {sha256(redacted.key).hexdigest()}]"
+        redacted = Redacted(told.encode(), redacted.value, redacted.headers)
+    if not taken or sum(map(len, taken)) > limits.SEALED_MAX_BYTES:
         return redacted, None
     return redacted, seal(taken, f"{record.partition}-{record.offset}", record.value or b"")
 

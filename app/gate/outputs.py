@@ -145,9 +145,15 @@ def presentation(
     )  # fmt: skip
 
 
-def dead_letter(refused: Refused, original: Redacted, sealed: str | None, stamp: Stamp) -> Out:
-    """The rejected trigger as it came, less every token, with the audit reason in headers."""
+def dead_letter(
+    refused: Refused, original: Redacted, sealed: str | None, stamp: Stamp, came_by: str | None = None
+) -> Out:
+    """The rejected trigger as it came, less every token, with the audit reason in headers.
+
+    `came_by` is the topic it stands on, if not that of triggers.
+    """
     place = stamp.place
+    topic = (came_by or place.triggers_topic).encode()
     source, rejected = refused.request.source, refused.rejected
     reason = rejected.reason
     detail = _printable(rejected.detail or reason.meaning)
@@ -156,7 +162,7 @@ def dead_letter(refused: Refused, original: Redacted, sealed: str | None, stamp:
         ("tollgate-stage", reason.stage.value.encode()),
         ("tollgate-reason", reason.code.encode()),
         ("tollgate-detail", detail.encode()),
-        ("tollgate-topic", place.triggers_topic.encode()),
+        ("tollgate-topic", topic),
         ("tollgate-partition", b"%d" % source.partition),
         ("tollgate-offset", b"%d" % source.offset),
         ("tollgate-timestamp", b"%d" % source.appended_at_ms),
@@ -166,7 +172,7 @@ def dead_letter(refused: Refused, original: Redacted, sealed: str | None, stamp:
         # The family Kafka Streams writes (KIP-1034), which existing viewers show.
         ("__streams.errors.exception", reason.code.encode()),
         ("__streams.errors.message", detail.encode()),
-        ("__streams.errors.topic", place.triggers_topic.encode()),
+        ("__streams.errors.topic", topic),
         ("__streams.errors.partition", b"%d" % source.partition),
         ("__streams.errors.offset", b"%d" % source.offset),
     ]

@@ -34,6 +34,12 @@ _P, _V, _A, _D = Stage.PARSE, Stage.VERIFY, Stage.AUTHORIZE, Stage.DEDUPE
 REASONS: Final[tuple[Reason, ...]] = (
     # ── 1 parse: the record is a trigger ──
     Reason(
+        "handoff_unreadable",
+        _P,
+        "a record on the handoffs topic is none this gate can read",
+        "ops: run one version of the gate, and look at who may write to handoffs",
+    ),
+    Reason(
         "batch_too_large",
         _P,
         "the compressed batch expands beyond the limit; its records were not read",

@@ -181,15 +181,15 @@ def visible(raw: bytes, aborted: Sequence[tuple[int, int]] | None, position: int
             raise ValueError(f"message format v{magic} at offset {base}: Tollgate reads v2, Kafka's since 0.11")
         start, at = at, at + size
         next_offset = base + last_delta + 1
-        if next_offset <= position:
-            continue
+        # What lies before the position is passed over, but where a producer's aborted transaction ends still counts.
         while pending and pending[0][1] <= base:
             open_aborts.add(pending.pop(0)[0])
         if attributes & _CONTROL:
             # An abort marker ends the producer's aborted transaction; a commit marker changes nothing here.
             open_aborts.discard(producer_id)
-            yield None, next_offset
-        elif attributes & _TRANSACTIONAL and producer_id in open_aborts:
+        if next_offset <= position:
+            continue
+        if attributes & _CONTROL or (attributes & _TRANSACTIONAL and producer_id in open_aborts):
             yield None, next_offset
         else:
             whole = start == 0 and at == end

@@ -175,8 +175,10 @@ class Cluster:
         await asyncio.sleep(RETRY_S)
         await self._client.force_metadata_update()
 
-    def follow(self, partition: Partition, position: int, wake: asyncio.Event) -> KafkaTail:
-        tail = KafkaTail(self, partition, position, wake, self._max_batch_bytes)
+    def follow(
+        self, partition: Partition, position: int, wake: asyncio.Event, *, past_open_transactions: bool = True
+    ) -> KafkaTail:
+        tail = KafkaTail(self, partition, position, wake, self._max_batch_bytes, past_open_transactions)
         self._tails[partition] = tail
         self._followed_at_s = time.monotonic()
         self._poll_all()
@@ -227,6 +229,7 @@ class Cluster:
             self._poll_all()  # a broker may have joined
             return False
         topics: dict[str, list[tuple[int, int, int]]] = {}
+        asked_from = {key: tail.fetched for key, tail in asked.items()}
         for (topic, number), tail in asked.items():
             topics.setdefault(topic, []).append((number, tail.fetched, FETCH_PARTITION_BYTES))
         sent_at_s = time.monotonic()
@@ -237,6 +240,8 @@ class Cluster:
         for topic, rows in response.topics:
             for row in rows:
                 tail = asked[topic, row[0]]
+                if tail.fetched != asked_from[topic, row[0]]:
+                    continue  # another leader has answered meanwhile: this answer begins in the middle
                 try:
                     moved |= self._deliver(tail, row, sent_at_s)
                 except Exception as error:
@@ -255,7 +260,7 @@ class Cluster:
         if row[1]:
             return True
         tail.arrived(row[-1] or b"", _aborted(row), row[2])
-        if tail.fetched >= row[3]:  # the last stable offset: nothing more is readable as committed
+        if tail.fetched >= (row[3] if tail.past_open_transactions else row[2]):  # last stable offset, high watermark
             tail.confirmed_at_s = sent_at_s
         return False
 
@@ -264,15 +269,17 @@ class KafkaTail:
     """One followed partition: what was fetched and not taken yet."""
 
     def __init__(
-        self, cluster: Cluster, partition: Partition, position: int, wake: asyncio.Event, max_batch_bytes: int
-    ) -> None:
-        self.partition = partition
+        self, cluster: Cluster, partition: Partition, position: int, wake: asyncio.Event, max_batch_bytes: int,
+        past_open_transactions: bool,
+    ) -> None:  # fmt: skip
+        self.partition, self.past_open_transactions = partition, past_open_transactions
         self.fetched = position  # where the next fetch begins
         self._position = position
         self._cluster, self._wake, self._max_batch_bytes = cluster, wake, max_batch_bytes
         self._waiting: deque[tuple[batch.Batch | None, int]] = deque()
         self._bytes = 0
         self._current: _Reading | None = None
+        self._ready: list[Record] = []  # read from it, and not taken yet
         self._current_end = position
         self._high = position
         self._gone = False
@@ -319,17 +326,27 @@ class KafkaTail:
             raise OffsetGone(self.partition, self.fetched, -1, self._high)
         taken: list[Record] = []
         while len(taken) < limit and max_bytes > 0:
-            if self._current is None and not self._open_next():
-                break
-            if self._current is not None:
-                got = self._current.take(min(limit - len(taken), TAKE_AT_ONCE))
-                taken += got
-                max_bytes -= sum([len(record.value or b"") for record in got]) + _RECORD_OVERHEAD_BYTES * len(got)
-                if got:
-                    self._position = got[-1].offset + 1
+            if not self._ready:
+                if self._current is None and not self._open_next():
+                    break
+                if self._current is None:  # passed over
+                    self._position = max(self._position, self._current_end)
                     continue
-                self._current = None
-            self._position = max(self._position, self._current_end)
+                self._ready = self._current.take(TAKE_AT_ONCE)
+                if not self._ready:
+                    self._current = None
+                    self._position = max(self._position, self._current_end)
+                    continue
+            count = 0
+            for record in self._ready[: limit - len(taken)]:
+                count += 1
+                max_bytes -= _size_of(record)
+                if max_bytes <= 0:  # a batch of few bytes may hold records of many
+                    break
+            taken += self._ready[:count]
+            del self._ready[:count]
+        if taken:
+            self._position = max(self._position, taken[-1].offset + 1)
         return taken
 
     def _open_next(self) -> bool:
@@ -345,6 +362,13 @@ class KafkaTail:
 
     def close(self) -> None:
         self._cluster.forget(self)
+
+
+def _size_of(record: Record) -> int:
+    size = _RECORD_OVERHEAD_BYTES + len(record.value or b"") + len(record.key or b"")
+    if record.headers:
+        size += sum([len(name) + len(content or b"") for name, content in record.headers])
+    return size
 
 
 class _Reading:

@@ -20,11 +20,12 @@ RUN_RECORDS: Final = 32  # whose signatures are checked one after another
 
 
 class Slice(NamedTuple):
-    """What was judged, in the order of offsets, and what the record after it waits for."""
+    """What was judged of each topic, in the order of offsets, and what the record after that waits for."""
 
     handoffs: list[Judged]
     triggers: list[Judged]
-    waits: Held | Behind | None
+    handoffs_wait: Held | Behind | None = None
+    triggers_wait: Held | None = None
 
 
 class Judge:
@@ -36,16 +37,20 @@ class Judge:
     def slice(self, handoffs: Sequence[Record], triggers: Sequence[Record], world: World) -> Slice:
         """As much as a slice's time allows, handoffs before triggers; at least one run, if anything is there."""
         end = time.monotonic() + SLICE_S
-        judged = Slice([], [], None)
-        for waiting, judge, done in (
-            (handoffs, self._handoffs, judged.handoffs),
-            (triggers, self._triggers, judged.triggers),
-        ):
-            for start in range(0, len(waiting), RUN_RECORDS):
-                waits = judge(waiting[start : start + RUN_RECORDS], world, done)
-                if waits is not None or time.monotonic() > end:
-                    return judged._replace(waits=waits)
-        return judged
+        judged = Slice([], [])
+        behind: Held | Behind | None = None
+        for start in range(0, len(handoffs), RUN_RECORDS):
+            behind = self._handoffs(handoffs[start : start + RUN_RECORDS], world, judged.handoffs)
+            if behind is not None:
+                break
+            if time.monotonic() > end:
+                return judged
+        held: Held | None = None
+        for start in range(0, len(triggers), RUN_RECORDS):
+            held = self._triggers(triggers[start : start + RUN_RECORDS], world, judged.triggers)
+            if held is not None or time.monotonic() > end:
+                break
+        return judged._replace(handoffs_wait=behind, triggers_wait=held)
 
     def _triggers(self, run: Sequence[Record], world: World, judged: list[Judged]) -> Held | None:
         for record, result in zip(run, decide.admit_all(run, world, world.memo), strict=True):
@@ -76,7 +81,7 @@ class Judge:
             token = world.memo.handed_token(bytes(handoff.claims), handoff.token_fingerprint, handoff.insecure)
         except (msgspec.DecodeError, ValueError) as error:
             log.error(Event.HANDOFF_FOREIGN, lane=self._lane, offset=record.offset, error=type(error).__name__)
-            return Judged(record, Foreign())
+            return Judged(record, Foreign(type(error).__name__))
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
             return Behind()
         result = decide.readmit(source, trigger, token, world, world.memo)

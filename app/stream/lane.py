@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -21,22 +21,22 @@ from app.gate.decide import Held
 from app.gate.original import Seal
 from app.gate.outputs import Place
 from app.gate.records import Checkpoint
-from app.gate.trigger import Record
 from app.stream import restore
+from app.stream import store as stores
 from app.stream.clock import LaneClock
+from app.stream.holding import CLOCK, KEYS, TABLES_BEHIND, TABLES_STALE, Holds, Waiting
 from app.stream.judging import Judge
 from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreadable, Writer
 from app.stream.store import Store, StoreUnusable
 from app.stream.tables import Tables
 from app.stream.together import together
 from app.stream.topics import Topic
-from app.stream.turn import LaneBroken, Turn
+from app.stream.turn import Behind, LaneBroken, Turn
 from app.telemetry import (
     BATCH_RECORDS,
     COMMIT_SECONDS,
     DECISIONS,
     HANDOFFS,
-    HELD,
     LANE_LAG,
     LANE_STATE,
     QUEUE_AGE,
@@ -52,7 +52,7 @@ IDLE_CHECKPOINT_S: Final = 30.0
 WAIT_S: Final = 0.25
 HOLD_S: Final = 0.05
 PROBE_S: Final = 1.0
-HOLD_CAUSES: Final = ("tables_stale", "clock", "keys")
+BEHIND_ALARM_S: Final = 1.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
 FAILING_MAX_S: Final = 60.0  # of an unknown kind, with nothing decided meanwhile: a disk may be full for a while
@@ -105,11 +105,10 @@ class Lane:
         self._handoffs: Tail | None = None
         self._checkpoint: Checkpoint | None = None
         self._clock = LaneClock(0, shared.clock_tolerance_ms)
-        self._handed: list[Record] = []  # taken from the two, and not decided yet
-        self._arrived: list[Record] = []
+        self._handed, self._arrived = Waiting(), Waiting()  # taken from the two
+        self._holds = Holds(number)
         self._judge = Judge(number, tables)
         self._committed_at_s = self._swept_at_s = 0.0
-        self._without_keys_since_s: float | None = None
         self._task: asyncio.Task[None] | None = None
         self.on_commit: Callable[[int, int], Any] = lambda lane, offset: None  # noqa: ARG005
 
@@ -117,6 +116,13 @@ class Lane:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._live(), name=f"lane-{self.number}")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """An error on the way out must not leave a lane that looks alive."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._stop(f"it ended by {type(error).__name__}: {str(error)[:200]}")
 
     async def release(self) -> None:
         """Finish the turn under way and let everything go. A lane still being taken is let go at once."""
@@ -179,6 +185,7 @@ class Lane:
             if self._store is not None:
                 self._store.close()
                 self._store = None
+            self._holds.forget()
             if self.state is not State.STOPPED:
                 self._enter(State.RELEASED)
 
@@ -192,7 +199,9 @@ class Lane:
             if tail is not None:
                 tail.close()
         self._triggers = self._handoffs = None
-        self._handed, self._arrived = [], []
+        for waiting in (self._handed, self._arrived):
+            self._holds.end(*filter(None, [waiting.cause]))
+            waiting.clear()
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await writer.close()
@@ -235,6 +244,7 @@ class Lane:
         self._clock = LaneClock(checkpoint.lane_clock_ms, shared.clock_tolerance_ms)
         self._checkpoint = checkpoint
         await self._commit(None)
+        self._progress()
         log.info(
             Event.LANE_TAKEN, lane=number, seconds=round(time.monotonic() - began, 3),
             triggers_offset=checkpoint.triggers_offset, handoffs_offset=checkpoint.handoffs_offset,
@@ -247,10 +257,21 @@ class Lane:
             self._store, self._store_path = await restore.open_local(
                 shared.state_dir, shared.cluster_id, shared.birth_id, number
             )
-        self._store = await restore.replay(
-            self._log, (shared.topics[Topic.IDEMPOTENCY], number), self._store, self._store_path,
-            shared.cluster_id, shared.birth_id, number, shared.keep_tombstones_ms,
+        await restore.replay(
+            self._log, (shared.topics[Topic.IDEMPOTENCY], number), self._store, shared.keep_tombstones_ms,
+            self._begin_anew, self._progress,
         )  # fmt: skip
+
+    def _begin_anew(self) -> Store:
+        """An empty store instead of the one that is there. Whatever fails from here on, no lane keeps a closed one."""
+        old, self._store = self._store, None
+        assert old is not None  # noqa: S101
+        shared = self._shared
+        self._store = stores.wipe(old, self._store_path, shared.cluster_id, shared.birth_id, self.number)
+        return self._store
+
+    def _progress(self) -> None:
+        self.progress_at_s = time.monotonic()
 
     async def _checkpoint_in_reach(self) -> Checkpoint:
         """The newest checkpoint. Raises OffsetGone when a topic no longer holds where it stands."""
@@ -271,51 +292,44 @@ class Lane:
     # ── working ──
 
     async def _work(self) -> None:
-        held_since: float | None = None
         while not self._released:
-            self.progress_at_s = time.monotonic()
-            cause = self._hold_cause()
-            if cause is not None:
-                if held_since is None:
-                    held_since = time.monotonic()
-                    log.warning(Event.LANE_HELD, lane=self.number, cause=cause[0], why=cause[1])
-                    HELD.labels(self.number, cause[0]).set(1)
+            self._progress()
+            if self._hold_for_tables_or_clock():
                 self._enter(State.HELD)
-                if time.monotonic() - self._committed_at_s > PROBE_S:
-                    await self._commit(None)
+                await self._probe()
                 await asyncio.sleep(HOLD_S)
                 continue
-            if held_since is not None:
-                log.info(Event.LANE_RESUMED, lane=self.number, seconds=round(time.monotonic() - held_since, 3))
-                for name in HOLD_CAUSES:
-                    HELD.labels(self.number, name).set(0)
-                held_since = None
-            if self._without_keys_since_s is None:
-                self._enter(State.RUNNING)
+            self._enter(State.HELD if self._holds else State.RUNNING)
             self._fill(0)
-            if self._handed or self._arrived:
+            if self._handed.to_judge or self._arrived.to_judge:
                 await self._turn()
+            elif self._handed.records or self._arrived.records:
+                if self._holds:
+                    await self._probe()
+                await self._until_woken(HOLD_S)
             else:
                 await self._rest()
 
-    def _hold_cause(self) -> tuple[str, str] | None:
-        stale = self._tables.complaint()
-        if stale is not None:
-            return "tables_stale", stale
-        wrong = self._clock.complaint()
-        return None if wrong is None else ("clock", wrong)
+    def _hold_for_tables_or_clock(self) -> bool:
+        wrong = {TABLES_STALE: self._tables.complaint(), CLOCK: self._clock.complaint()}
+        for cause, why in wrong.items():
+            if why is None:
+                self._holds.end(cause)
+            else:
+                self._holds.begin(cause, why)
+        return any(wrong.values())
+
+    async def _probe(self) -> None:
+        """A lane that holds goes on asking the broker: whether it still has its lock, and what time it is."""
+        if time.monotonic() - self._committed_at_s > PROBE_S:
+            await self._commit(None)
 
     def _fill(self, done: int) -> None:
-        """Take what the next slice of a turn needs and no more: records are judged while they are warm in the cache.
-
-        Each list is filled when it is empty: what a trigger waits for, handoffs do not.
-        """
-        limit = min(SLICE_RECORDS, self._shared.batch_max_records - done)
+        """Take what the next slice of a turn needs and no more: records are judged while they are warm in the cache."""
         self._wake.clear()
-        if self._handoffs is not None and not self._handed:
-            self._handed = self._handoffs.take(limit, SLICE_BYTES)
-        if self._triggers is not None and not self._arrived:
-            self._arrived = self._triggers.take(limit - len(self._handed), SLICE_BYTES)
+        limit = min(SLICE_RECORDS, self._shared.batch_max_records - done)
+        self._handed.fill(self._handoffs, limit, SLICE_BYTES)
+        self._arrived.fill(self._triggers, limit - len(self._handed.records), SLICE_BYTES)
 
     async def _rest(self) -> None:
         """Nothing to do: sweep a little, and keep the checkpoint abreast of markers and the clock."""
@@ -339,46 +353,37 @@ class Lane:
             self.number, shared.topics, shared.place, shared.seal, self._tables.world, self._store,
             time.time_ns() // 1_000_000, self._clock.read(),
         )  # fmt: skip
-        while (self._handed or self._arrived) and not turn.full:
-            judged = self._judge.slice(self._handed, self._arrived, turn.world)
+        while not turn.full:
+            handoffs, triggers = self._handed.to_judge, self._arrived.to_judge
+            if not handoffs and not triggers:
+                break
+            judged = self._judge.slice(handoffs, triggers, turn.world)
             turn.settle(judged.handoffs, judged.triggers)
-            del self._handed[: len(judged.handoffs)], self._arrived[: len(judged.triggers)]
-            if judged.waits is not None:
-                if turn.empty:
-                    await self._wait_for(judged.waits)
-                    return
-                break  # commit what is decided; what waits gets a turn of its own
+            self._decided_of(self._handed, len(judged.handoffs), judged.handoffs_wait)
+            self._decided_of(self._arrived, len(judged.triggers), judged.triggers_wait)
             await asyncio.sleep(0)
             if self._tables.complaint() is not None:
                 break  # the process stood still meanwhile: what waits is judged by tables that are up to date
-            self._fill(turn.records_in + len(self._arrived))
+            self._fill(turn.records_in + len(self._arrived.records))
         if not turn.empty:
             await self._commit(turn)
 
-    async def _wait_for(self, what: object) -> None:
-        """The next record cannot be decided yet: wait for keys or tables, then let the lane look again."""
+    def _decided_of(self, waiting: Waiting, count: int, what: Held | Behind | None) -> None:
+        """Some records of a topic are decided. The one after them may have to wait, which holds up no other topic."""
+        self._holds.end(*filter(None, [waiting.decided(count)]))
+        if what is None:
+            return
         if isinstance(what, Held) and what.wanted.kid is not None:
-            await self._tables.fetch_key(what.wanted)
-        elif isinstance(what, Held):
+            waiting.wait_for(self._tables.fetch_key(what.wanted), self._wake.set)
+            return
+        waiting.wait(HOLD_S)
+        if isinstance(what, Held):
             # No key set at all: hold and alarm; refusing would be wrong, and so would accepting.
-            if self._without_keys_since_s is None:
-                self._without_keys_since_s = time.monotonic()
-                log.warning(Event.LANE_HELD, lane=self.number, cause="keys", why=f"no key set of {what.wanted.iss}")
-                HELD.labels(self.number, "keys").set(1)
-            self._enter(State.HELD)
-            if time.monotonic() - self._committed_at_s > PROBE_S:
-                await self._commit(None)
-            await asyncio.sleep(HOLD_S)
-        else:
-            await asyncio.sleep(HOLD_S)
-
-    def _resume_with_keys(self) -> None:
-        """Something was decided: whoever lacked a key set has one, or is refused."""
-        if self._without_keys_since_s is not None:
-            seconds = time.monotonic() - self._without_keys_since_s
-            self._without_keys_since_s = None
-            log.info(Event.LANE_RESUMED, lane=self.number, seconds=round(seconds, 3))
-            HELD.labels(self.number, "keys").set(0)
+            waiting.cause = KEYS
+            self._holds.begin(KEYS, f"no key set of {what.wanted.iss}")
+        elif waiting.waited_s > BEHIND_ALARM_S:
+            waiting.cause = TABLES_BEHIND
+            self._holds.begin(TABLES_BEHIND, "a handoff's lane had read further in the registry or the revocations")
 
     # ── committing ──
 
@@ -391,8 +396,8 @@ class Lane:
             self._clock.read()  # or the checkpoints of an idle lane would seem to be of a clock that stands still
         checkpoint = msgspec.structs.replace(
             self._checkpoint,
-            triggers_offset=self._next_offset(self._arrived, self._triggers),
-            handoffs_offset=self._next_offset(self._handed, self._handoffs),
+            triggers_offset=self._arrived.next_offset(self._triggers),
+            handoffs_offset=self._handed.next_offset(self._handoffs),
             lane_clock_ms=self._clock.floor_ms,
         )
         checkpoints = (shared.topics[Topic.CHECKPOINTS], self.number)
@@ -420,15 +425,9 @@ class Lane:
         self._clock.confirm(placed[checkpoints].appended_at_ms)
         if turn is not None:
             self._decided = True
-            self._resume_with_keys()
             self._tell(turn, self._committed_at_s - began)
             self._sweep()
         self.on_commit(self.number, checkpoint.triggers_offset)
-
-    @staticmethod
-    def _next_offset(waiting: Sequence[Record], tail: Tail) -> int:
-        """After the last record decided; past markers and aborted records when none is waiting."""
-        return waiting[0].offset if waiting else tail.position
 
     def _tell(self, turn: Turn, seconds: float) -> None:
         TRANSACTIONS.labels("committed").inc()

@@ -106,5 +106,11 @@ class Log(Protocol):
     def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
         """Committed records from `start` until the position reaches `end`: (chunk, next offset)."""
 
-    def follow(self, partition: Partition, position: int, wake: asyncio.Event) -> Tail:
-        """Follow a partition; `wake` is set whenever something has arrived."""
+    def follow(
+        self, partition: Partition, position: int, wake: asyncio.Event, *, past_open_transactions: bool = True
+    ) -> Tail:
+        """Follow a partition; `wake` is set whenever something has arrived.
+
+        What an open transaction holds back is not committed yet and counts as not there; with `past_open_transactions`
+        false the tail is not confirmed meanwhile, for what stands behind it may well be committed.
+        """

@@ -1,6 +1,7 @@
 """Taking a lane: local store, changelog and checkpoint, in the order that loses nothing.
 
-    fence ─▶ open the store ─▶ replay the changelog to the high watermark ─▶ read the checkpoint
+    fence ─┬─▶ open the store ─▶ replay the changelog to the high watermark
+           └─▶ read the checkpoint
 
 The high watermark, not the last stable offset: a dead predecessor's transaction may still turn out committed. Because
 the fence comes first, none of ours can be added after it.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,7 @@ import msgspec
 from app.gate import outputs
 from app.gate.records import Checkpoint
 from app.stream import store as stores
-from app.stream.log import Log, Partition, ReadRecord
+from app.stream.log import Log, Partition, ReadRecord, Watermarks
 from app.stream.store import Store, StoreLocked
 from app.telemetry import RESTORE_SECONDS, RESTORED_ENTRIES, Event, log
 
@@ -51,30 +53,27 @@ async def open_local(directory: Path, cluster_id: str, birth_id: str, lane: int)
 
 
 async def replay(
-    source: Log, changelog: Partition, store: Store, path: Path, cluster_id: str, birth_id: str, lane: int,
-    keep_tombstones_ms: int,
-) -> Store:  # fmt: skip
-    """Bring the store up to the changelog's high watermark. Returns it, or an empty one restored in its place."""
-    began = time.monotonic()
+    source: Log, changelog: Partition, store: Store, keep_tombstones_ms: int, anew: Callable[[], Store],
+    progress: Callable[[], None],
+) -> None:  # fmt: skip
+    """Bring the store up to the changelog's high watermark, or an empty one in its place.
+
+    `anew()` wipes it and says which store is the lane's from now on; `progress` is told of every chunk.
+    """
+    lane = changelog[1]
+    began = told = time.monotonic()
     marks = await source.watermarks(changelog)
-    at = store.changelog_offset
-    why = None
-    if at > marks.high:
-        why = f"it is ahead of the changelog: {at} > {marks.high}"
-    elif 0 < at < marks.start:
-        why = f"the changelog begins after it: {at} < {marks.start}"
-    elif at > 0 and store.age_ms > keep_tombstones_ms:
-        why = f"it is older ({store.age_ms // 1000} s) than the changelog's tombstones are kept"
+    why = _unfit(store, marks, keep_tombstones_ms)
     if why is not None:
         log.warning(Event.STORE_WIPED, lane=lane, why=why)
-        store = stores.wipe(store, path, cluster_id, birth_id, lane)
-        at = 0
-    position, count, told = max(at, marks.start), 0, began
+        store = anew()
+    position, count = max(store.changelog_offset, marks.start), 0
     if position < marks.high:
         async for chunk, position in source.read(changelog, position, marks.high):  # noqa: B020
             if chunk:
                 store.apply(((r.key, r.value) for r in chunk if r.key is not None), position)
                 count += len(chunk)
+                progress()
             if time.monotonic() - told > PROGRESS_EVERY_S:
                 told = time.monotonic()
                 log.info(Event.RESTORED, lane=lane, entries=count, left=marks.high - position, done=False)
@@ -82,7 +81,18 @@ async def replay(
     RESTORED_ENTRIES.inc(count)
     RESTORE_SECONDS.labels(lane).set(seconds)
     log.info(Event.RESTORED, lane=lane, entries=count, seconds=round(seconds, 3), done=True)
-    return store
+
+
+def _unfit(store: Store, marks: Watermarks, keep_tombstones_ms: int) -> str | None:
+    """Why the store cannot be brought up to date from the changelog that is there."""
+    at = store.changelog_offset
+    if at > marks.high:
+        return f"it is ahead of the changelog: {at} > {marks.high}"
+    if 0 < at < marks.start:
+        return f"the changelog begins after it: {at} < {marks.start}"
+    if at > 0 and store.age_ms > keep_tombstones_ms:
+        return f"it is older ({store.age_ms // 1000} s) than the changelog's tombstones are kept"
+    return None
 
 
 async def last_checkpoint(source: Log, partition: Partition, birth_id: str, lanes: int) -> Checkpoint:

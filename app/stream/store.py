@@ -90,12 +90,21 @@ def _options() -> Any:
     return options
 
 
+def _open(directory: Path) -> Any:
+    """RocksDB there, new or not. Without naming the column family an existing one is opened with RocksDB's defaults:
+    no bloom filter (an absent key of 20,000,000 costs 15 µs instead of 2) and a cache of its own.
+    """
+    options = _options()
+    return Rdict(str(directory), options=options, column_families={"default": options})
+
+
 class Store:
     """An open store. One owner at a time, by RocksDB's lock."""
 
     def __init__(self, db: Any, belonging: Belonging) -> None:
         self._db, self._belonging = db, belonging
         self._swept_to: bytes | None = None
+        self._closed = False
 
     @property
     def changelog_offset(self) -> int:
@@ -158,7 +167,10 @@ class Store:
         return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0)
 
     def close(self) -> None:
-        self._db.close()
+        """Once or more often."""
+        if not self._closed:
+            self._closed = True
+            self._db.close()
 
 
 def _scan_options() -> Any:
@@ -176,7 +188,7 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
     fresh = Belonging(cluster_id, birth_id, lane, 0, time.time_ns() // 1_000_000)
     finished = _finished_tables(directory)
     try:
-        db = Rdict(str(directory), options=_options())
+        db = _open(directory)
     except Exception as error:
         if f"{_LOCK_FILE}:" in str(error):  # and not "lock": a block of a table may be bad
             raise StoreLocked(f"{directory} is held by another process") from None
@@ -226,7 +238,7 @@ def wipe(store: Store, directory: Path, cluster_id: str, birth_id: str, lane: in
 
 def _anew(directory: Path, belonging: Belonging) -> Store:
     shutil.rmtree(directory, ignore_errors=True)
-    return Store(Rdict(str(directory), options=_options()), belonging)
+    return Store(_open(directory), belonging)
 
 
 def _first_line(error: Exception) -> str:

@@ -85,7 +85,10 @@ class Tables:
         await self._keys.start()
         self._rebuild()
         for topic, partition in self._partitions.items():
-            self._tails[topic] = self._log.follow(partition, self._positions[topic], self._wake)
+            # Whoever could leave a transaction open on the revocations could hide all that come after it.
+            self._tails[topic] = self._log.follow(
+                partition, self._positions[topic], self._wake, past_open_transactions=topic is Topic.REGISTRY
+            )
         self._task = asyncio.create_task(self._follow(), name="tables")
         # The first poll confirms what was read; lanes that began before it would only hold, with a false alarm.
         with contextlib.suppress(TimeoutError):
@@ -103,16 +106,20 @@ class Tables:
     async def _follow(self) -> None:
         while True:
             self._wake.clear()
-            changed = False
+            changed = moved = False
             for topic, tail in self._tails.items():
                 for record in tail.take(TAKE_RECORDS, TAKE_BYTES):
                     self._apply(topic, ReadRecord(record.offset, record.key, record.value))
                     changed = True
+                moved |= self._positions[topic] != tail.position
                 self._positions[topic] = tail.position
                 TABLE_STALENESS.labels(topic.value).set(min(time.monotonic() - tail.confirmed_at_s, 1e6))
             if changed:
                 self._keys.follow(self._rules)
                 self._rebuild()
+            elif moved:
+                # Past an aborted transaction. Who starts now has read as far, and says so in its handoffs.
+                self._world = msgspec.structs.replace(self._world, **self._offsets())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WAIT_S):  # not wait_for, which may swallow a cancellation (Python 3.11)
                     await self._wake.wait()
@@ -153,10 +160,15 @@ class Tables:
             rules=dict(self._rules),
             jobs=dict(self._jobs),
             revocations=self._revocations,
-            registry_offset=self._positions[Topic.REGISTRY],
-            revocations_offset=self._positions[Topic.REVOCATIONS],
             memo=Memo(),
+            **self._offsets(),
         )
+
+    def _offsets(self) -> dict[str, int]:
+        return {
+            "registry_offset": self._positions[Topic.REGISTRY],
+            "revocations_offset": self._positions[Topic.REVOCATIONS],
+        }
 
     # ── keys ──
 

@@ -32,7 +32,9 @@ class LaneBroken(Exception):  # noqa: N818
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """A record of the handoffs topic that no gate has written."""
+    """A record of the handoffs topic that this gate cannot read: nobody's trigger, or one of a later version."""
+
+    why: str
 
 
 class Behind(msgspec.Struct, frozen=True):
@@ -101,8 +103,9 @@ class Turn:
                 self._admit(item, result, stored)
             elif type(result) is Refused:
                 self._refuse(item, result)
-            else:
+            elif isinstance(result, Foreign):
                 self.foreign += 1
+                self._put_aside(item.record, result)
 
     def _admit(self, item: Judged, admitted: Admitted, stored: dict[bytes, bytes | None]) -> None:
         identity = admitted.identity
@@ -146,6 +149,14 @@ class Turn:
         # Whoever has not shown a good token learns only what it sent itself.
         job_name = request.trigger.job if request.trigger is not None and token is not None else None
         self._answer(request, "rejected", job_name, refused.first_run_id, refused.rejected)
+
+    def _put_aside(self, record: Record, foreign: Foreign) -> None:
+        """It names no trigger, so nobody gets a receipt; but what was on the topic is not lost."""
+        source = decide.source_at(record.partition, record.offset, record.appended_at_ms)
+        refused = Refused(decide.Request(source), Rejected("handoff_unreadable", foreign.why))
+        shown, sealed = original(record, None, self._seal)
+        topic = self._topics[Topic.HANDOFFS]
+        self._write(self.dead_letters, outputs.dead_letter(refused, shown, sealed, self._stamp, topic))
 
     def _hand_off(self, item: Judged, admitted: Admitted) -> None:
         if item.handed is not None:

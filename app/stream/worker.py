@@ -37,7 +37,9 @@ from app.trust import JwksFollower
 GROUP_OFFSETS_EVERY_S: Final = 1.0
 COLLECT_AFTER_OBJECTS: Final = 200_000  # more than a turn makes
 GAUGES_EVERY_S: Final = 5.0
-STUCK_AFTER_S: Final = 30.0  # a running lane that has not been round its loop for so long is not alive
+STUCK_AFTER_S: Final = 30.0  # a lane at work that has not been round its loop for so long is not alive
+LOST_AFTER_S: Final = 300.0  # nor is one that tried to be taken for so long, with nothing restored meanwhile
+WORKING: Final = (State.RUNNING, State.HELD)
 NEVER_MS: Final = 2**31 - 1
 KEEP_TOMBSTONES_MS: Final = 86_400_000  # delete.retention.ms of the changelog, Kafka's default
 _STICKY: Final = (StickyPartitionAssignor,)
@@ -84,14 +86,13 @@ class Worker:
         return not waiting, ", ".join(waiting) or f"{len(self.lanes)} lanes"
 
     def live(self) -> tuple[bool, str]:
-        """Live: every lane went round its loop lately, and none has stopped for good."""
+        """Live: every lane made progress lately, and none has stopped for good."""
         now = time.monotonic()
         bad = [f"lane {lane.number} stopped: {lane.stopped_because}" for lane in self._mine() if lane.stopped_because]
-        bad += [
-            f"lane {lane.number} made no progress for {now - lane.progress_at_s:.0f} s"
-            for lane in self._mine()
-            if lane.state is State.RUNNING and now - lane.progress_at_s > STUCK_AFTER_S
-        ]
+        for lane in self._mine():
+            idle_s, may_s = now - lane.progress_at_s, STUCK_AFTER_S if lane.state in WORKING else LOST_AFTER_S
+            if not lane.stopped_because and idle_s > may_s:
+                bad.append(f"lane {lane.number} made no progress for {idle_s:.0f} s, it is {lane.state}")
         return not bad, "; ".join(bad) or "ok"
 
     def _mine(self) -> list[Lane]:

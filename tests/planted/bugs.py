@@ -174,10 +174,9 @@ def _restore_uncommitted() -> None:
 def _no_replay() -> None:
     replay = restore.replay
 
-    async def trust_the_store(source: Any, changelog: Partition, store: Any, *args: Any) -> Any:
-        if store.changelog_offset > 0:
-            return store
-        return await replay(source, changelog, store, *args)
+    async def trust_the_store(source: Any, changelog: Partition, store: Any, *args: Any) -> None:
+        if not store.changelog_offset:
+            await replay(source, changelog, store, *args)
 
     _replace(restore, "replay", trust_the_store)
 

@@ -45,7 +45,7 @@ DISK: ContextVar[Disk] = ContextVar("DISK")
 class Table:
     """An open database; stands in for rocksdict.Rdict."""
 
-    def __init__(self, path: str, options: Any = None) -> None:  # noqa: ARG002
+    def __init__(self, path: str, options: Any = None, column_families: Any = None) -> None:  # noqa: ARG002
         self._disk, self._path = DISK.get(), path
         process = current_process()
         assert process is not None

@@ -334,3 +334,23 @@ def test_reading_by_hand_agrees_with_the_compiled_reader() -> None:
     by_hand = [tuple(r) for r in batch._by_hand(part.raw)]
     compiled = [(r.offset, r.timestamp, r.key, r.value, list(r.headers)) for r in _records(part, MIB)]
     assert by_hand == compiled
+
+
+def test_what_lies_before_the_position_still_tells_which_transaction_was_aborted() -> None:
+    """A producer that aborted and then committed: a reader that begins between the two sees what was committed."""
+
+    def at(base: int, count: int = 1, *, control: bool = False) -> bytes:
+        raw = bytearray(_encode([Out(b"k", b"v")] * count))
+        raw[:8] = base.to_bytes(8, "big")
+        raw[batch._ATTRIBUTES_AT + 1] |= batch._CONTROL if control else 0
+        return bytes(raw)
+
+    raw = at(0, 2) + at(2, control=True) + at(3) + at(4, control=True)
+    for position, expected in (
+        (0, [None, None, 3, None]),
+        (1, [None, None, 3, None]),
+        (2, [None, 3, None]),
+        (3, [3, None]),
+    ):
+        seen = [part and part.base_offset for part, _ in batch.visible(raw, [(7, 0)], position)]
+        assert seen == expected, position

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaError
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
@@ -75,11 +76,17 @@ def opened(path: Path) -> Store:
 
 async def replayed(cluster: Cluster, changelog: Partition, path: Path, keep_ms: int = DAY_MS) -> tuple[Table, int]:
     """The table and its changelog offset after a replay into the store at a path."""
-    table = await restore.replay(cluster, changelog, opened(path), path, CLUSTER, BIRTH, LANE, keep_ms)
+    tables = [opened(path)]
+
+    def anew() -> Store:
+        tables.append(store.wipe(tables[-1], path, CLUSTER, BIRTH, LANE))
+        return tables[-1]
+
     try:
-        return dict(table.items()), table.changelog_offset
+        await restore.replay(cluster, changelog, tables[-1], keep_ms, anew, lambda: None)
+        return dict(tables[-1].items()), tables[-1].changelog_offset
     finally:
-        table.close()
+        tables[-1].close()
 
 
 async def commit(cluster: Cluster, changelog: Partition, *entries: tuple[int, bytes | None]) -> None:
@@ -193,6 +200,42 @@ def _stale_store(path: Path, offset: int, lane: int = LANE, birth: str = BIRTH) 
     made, _ = store.open_store(path, CLUSTER, birth, lane)
     made.apply([(identity(99), b"of another time")], offset)
     made.close()
+
+
+def test_a_store_that_is_opened_again_has_its_bloom_filter_and_the_shared_cache(tmp_path: Path) -> None:
+    """rocksdict opens what exists with RocksDB's defaults, unless the column family is named."""
+    for _ in range(3):
+        opened(tmp_path / "s").close()
+    for told in sorted((tmp_path / "s").glob("LOG*")):
+        text = told.read_text()
+        assert "filter_policy: bloomfilter" in text, told
+        assert f"capacity : {store.BLOCK_CACHE_BYTES}" in text, told
+
+
+async def test_a_lane_keeps_no_closed_store_when_what_follows_a_wipe_fails(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    number = deployment.lane()
+    keys = [deployment.key(number) for _ in range(3)]
+    async with deployment.running(number, state_dir=tmp_path):
+        await _decided(deployment, number, keys)
+    found, _ = store.open_store(
+        tmp_path / f"lane-{number}", deployment.found.cluster_id, deployment.found.birth_id, number
+    )
+    found.apply([], 10**9)  # ahead of the changelog
+    found.close()
+    read, failures = Cluster._fetch_one, iter([True] * 3)
+
+    async def fails_at_first(self: Any, partition: Partition, *args: Any) -> Any:
+        if partition[0].endswith("idempotency") and next(failures, False):
+            raise KafkaError("not now")
+        return await read(self, partition, *args)
+
+    monkeypatch.setattr(Cluster, "_fetch_one", fails_at_first)
+    async with deployment.running(number, state_dir=tmp_path) as lane:
+        assert len(table_of(lane)) == 3
+        assert await _decided(deployment, number, keys) == ["duplicate"] * 3
+    assert [each["event"] for each in logged].count("lane_retry") == 3
 
 
 async def test_a_store_ahead_of_the_changelog_is_wiped(
