@@ -35,7 +35,7 @@ _JUDGE: Final = {"jobs": job_from_record, "trust": trust_from_record}
 _TRUST_DEFAULTS: Final = {
     "algorithms": ["ES256"], "classes": ["trigger"], "max_lifetime_s": limits.ONE_SHOT_LIFETIME_MAX_S,
 }  # fmt: skip
-_NEVER_EMPTY: Final = ("algorithms", "classes", "orgs", "subjects", "jobs", "accepts")
+_NEVER_EMPTY: Final = ("algorithms", "classes", "orgs", "subjects", "jobs", "accepts", "allowlist")
 
 
 class RegistryError(Exception):

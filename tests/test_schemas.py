@@ -36,7 +36,7 @@ DIGESTS = {
     "job.v1": "11d9c003c91627b3",
     "receipt.v1": "9767b60f35ce430f",
     "registry-deployment.v1": "38247db90672d495",
-    "registry-job.v1": "8c5513a399f7c269",
+    "registry-job.v1": "96bfbbeef49d3f11",
     "registry-trust.v1": "608ec148643fe340",
     "revocation.v1": "1cc52e90705fc69f",
     "trigger-token.v1": "fa7f99b6039bee30",

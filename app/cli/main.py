@@ -38,6 +38,7 @@ COMMANDS: Final = (
     Command("gate", "app.cli.gate", "run the stream processor", _START),
     Command("topics", "app.cli.topics", "create or check the topics and their settings", _OPS),
     Command("jobs", "app.cli.jobs", "job definitions (apply, list) and accepted jobs (tail)", _OPS),
+    Command("allowlist", "app.cli.allowlist", "who may start a job, as its owner says: suggest", _OPS),
     Command("trust", "app.cli.trust", "which issuers may do what", _OPS),
     Command("doctor", "app.cli.doctor", "broker, topics, keys, clock: what is wrong and how to mend it", _OPS),
     Command("keys", "app.cli.keys", "signing keys: generate, rotate, retire, list, jwks", _TOKENS),

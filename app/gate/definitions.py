@@ -54,6 +54,13 @@ class TrustRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_lifetime_s: Annotated[int, Meta(ge=1, le=limits.WEBHOOK_LIFETIME_MAX_S)]
 
 
+class AllowedIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whom a job lets start it. A subject means something only together with its issuer."""
+
+    issuer: Name
+    subject: Name  # a pattern: a trailing * matches any rest
+
+
 class JobRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A job definition as the registry holds it."""
 
@@ -68,6 +75,7 @@ class JobRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dedup_window_s: Annotated[int, Meta(ge=1, le=DEDUP_WINDOW_MAX_S)] = limits.DEDUP_WINDOW_DEFAULT_S
     timeout_s: Annotated[int, Meta(ge=1, le=JOB_TIMEOUT_MAX_S)] = limits.JOB_TIMEOUT_DEFAULT_S
     idempotency_from_ce_id: bool = False
+    allowlist: tuple[AllowedIdentity, ...] | None = None  # None: whoever has a token for it
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -86,6 +94,13 @@ class Job(msgspec.Struct, frozen=True):
     timeout_s: int
     idempotency_from_ce_id: bool
     defaults_bytes: int = 0  # as canonical JSON
+    allowlist: tuple[AllowedIdentity, ...] | None = None
+
+    def allows(self, issuer: str, subject: str) -> bool:
+        """Whether the job's owner lets this identity start it, whatever its token says."""
+        if self.allowlist is None:
+            return True
+        return any(each.issuer == issuer and matches((each.subject,), subject) for each in self.allowlist)
 
     def validate(self, params: dict[str, Any]) -> str | None:
         validator = self.validator
@@ -124,6 +139,8 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
     secret = next((name for name in record.sensitive if name in record.defaults), None)
     if secret is not None:
         return f"defaults.{secret}: a sensitive parameter has no default; every reader of the registry would see it"
+    if any(not _PATTERN.fullmatch(each.subject) for each in record.allowlist or ()):
+        return "allowlist: a subject may end in *, and holds no other *"
     try:
         loads_object(msgspec.json.encode(record.defaults))
     except JSONRefused as refused:
@@ -136,7 +153,7 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
     return Job(
         record.name, record.version, record.enabled, record.params_schema, validator, record.defaults,
         frozenset(record.sensitive), record.on_param_conflict, frozenset(record.accepts), record.dedup_window_s,
-        record.timeout_s, record.idempotency_from_ce_id, len(canonical(record.defaults)),
+        record.timeout_s, record.idempotency_from_ce_id, len(canonical(record.defaults)), record.allowlist,
     )  # fmt: skip
 
 

@@ -142,6 +142,8 @@ def permit(claims: Claims, rule: TrustRule, jobs: Mapping[str, Job], job: str | 
     definition = jobs.get(job)
     if definition is None:
         return Rejected("job_unknown", _shown(job))
+    if not definition.allows(claims.iss, claims.sub):
+        return Rejected("not_on_allowlist", _shown(job))
     if not definition.enabled:
         return Rejected("job_disabled", _shown(job))
     if ACCEPTS_NAME[claims.uses] not in definition.accepts:

@@ -269,6 +269,12 @@ REASONS: Final[tuple[Reason, ...]] = (
         "get a token that names this job",
     ),
     Reason("job_unknown", _A, "no such job is registered", "ops: `tollgate jobs apply`"),
+    Reason(
+        "not_on_allowlist",
+        _A,
+        "the job's own allowlist does not name this issuer and subject",
+        "ask the job's owner to let you in; ops: `tollgate allowlist suggest`, then `tollgate jobs apply`",
+    ),
     Reason("job_disabled", _A, "the job is registered and switched off", "wait until it is enabled", transient=True),
     Reason(
         "token_class_too_weak",

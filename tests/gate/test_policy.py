@@ -210,6 +210,7 @@ def test_any_record_can_be_applied(key, value):
         ("job_not_authorized", {"jobs": ("other",)}, "other", {"name": "other"}, {}),
         ("job_not_authorized", {}, "reports/nightly", {}, {"jobs": ()}),
         ("job_unknown", {}, "reports/nightly", {"name": "else"}, {}),
+        ("not_on_allowlist", {}, "reports/nightly", {"allowlist": [], "enabled": False}, {}),
         ("job_disabled", {}, "reports/nightly", {"enabled": False}, {}),
         ("token_class_too_weak", {"uses": "many"}, "reports/nightly", {"accepts": ["one_shot"]}, {}),
         ("token_class_too_weak", {}, "reports/nightly", {"accepts": ["webhook"]}, {}),
@@ -218,6 +219,25 @@ def test_any_record_can_be_applied(key, value):
 def test_a_job_is_started_only_by_who_may(expected, token, name, definition, rule):
     outcome = judge(claims(**token), name, definition=job(**definition), rule=msgspec.structs.replace(RULE, **rule))
     assert code(outcome) == expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "may"),
+    [
+        (None, True),
+        ([{"issuer": ISS, "subject": "service:ci"}], True),
+        ([{"issuer": ISS, "subject": "service:*"}], True),
+        ([{"issuer": "other", "subject": "x"}, {"issuer": ISS, "subject": "*"}], True),
+        ([], False),
+        ([{"issuer": ISS, "subject": "service:c"}], False),
+        ([{"issuer": ISS, "subject": "Service:CI"}], False),
+        ([{"issuer": "https://issuer.example/", "subject": "service:ci"}], False),
+        ([{"issuer": "*", "subject": "service:ci"}], False),  # issuers are never patterns
+    ],
+)
+def test_a_jobs_allowlist_wins_over_what_a_token_says(allowed, may):
+    outcome = judge(definition=job(allowlist=allowed))
+    assert isinstance(outcome, Authorized) if may else code(outcome) == "not_on_allowlist"
 
 
 def test_a_valid_token_starts_its_job_named_or_not():
@@ -361,6 +381,10 @@ def test_parameters_beyond_the_limit_are_refused_defaults_included():
         ({"name": ""}, "name:"),
         ({"defaults": {"a": 10**15}}, "defaults:"),
         ({"defaults": {"pw": "x"}, "sensitive": ["pw"]}, "defaults.pw:"),
+        ({"allowlist": [{"issuer": ISS, "subject": "*:ci"}]}, "allowlist:"),
+        ({"allowlist": [{"issuer": ISS}]}, "subject"),
+        ({"allowlist": [{"issuer": ISS, "subject": "a", "job": "b"}]}, "unknown member"),
+        ({"allowlist": ["service:ci"]}, "allowlist"),
         ({"params_schema": "x"}, "params_schema:"),
         ({"params_schema": {"type": "strnig"}}, "params_schema:"),
         ({"params_schema": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "params_schema: $schema"),

@@ -131,6 +131,27 @@ def test_a_job_switched_off_and_on_again_follows_without_a_restart(world):
         world.until(verdict, lambda: plain(world.ours.token(job), job))
 
 
+# ── X-05 ──
+
+
+def test_a_jobs_owner_says_who_may_start_it_and_the_audit_suggests_whom(world):
+    job, stranger = "rows/listed", {"sub": "service:elsewhere"}
+    world.apply("jobs", f'[jobs."{job}"]\n')
+    started = world.until("accepted", lambda: plain(world.ours.token(job), job))
+    suggested = world.tollgate("allowlist", "suggest", job).stdout
+    assert f'{{ issuer = "{OURS}", subject = "{started.job["identity"]["subject"]}" }},' in suggested
+    assert [row["issuer"] for row in world.rows("allowlist", "suggest", job)] == [OURS]
+    assert world.tollgate("allowlist", "suggest", "rows/never-started", code=5).stdout == ""
+    world.apply("jobs", f'[jobs."{job}"]\n{suggested}')
+    refused = world.until("not_on_allowlist", lambda: plain(world.ours.token(job, **stranger), job))
+    assert refused.stage == "authorize"
+    assert world.present_one(plain(world.ours.token(job), job)).verdict == "accepted"
+    # Who is not on the list does not learn by its reason whether the job is switched on.
+    world.apply("jobs", f'[jobs."{job}"]\nenabled = false\n{suggested}')
+    world.until("job_disabled", lambda: plain(world.ours.token(job), job))
+    assert world.present_one(plain(world.ours.token(job, **stranger), job)).verdict == "not_on_allowlist"
+
+
 # ── A-13 ──
 
 
