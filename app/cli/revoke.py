@@ -23,6 +23,16 @@ def revoke(
     subject: Annotated[
         str | None, typer.Option(help="all tokens of a subject issued up to --since", show_default=False)
     ] = None,
+    subject_prefix: Annotated[
+        str | None, typer.Option(help="all tokens of subjects that begin so, up to --since", show_default=False)
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(help="all tokens that grant a job, up to --since", show_default=False)
+    ] = None,
+    token_class: Annotated[
+        str | None, typer.Option("--class", help="all tokens of a class, as trigger, up to --since", show_default=False)
+    ] = None,
+    issued: Annotated[bool, typer.Option("--issued", help="all tokens of the issuer issued up to --since")] = False,
     kid: Annotated[str | None, typer.Option(help="all tokens signed with a key", show_default=False)] = None,
     issuer_all: Annotated[bool, typer.Option("--issuer-all", help="all tokens of the issuer")] = False,
     token_file: Annotated[
@@ -33,7 +43,8 @@ def revoke(
     since: Annotated[
         str | None,
         typer.Option(
-            help="with --subject: tokens issued up to then (10m ago, or a time); default now", show_default=False
+            help="tokens issued up to then (10m ago, or a time); default now. Not with --jti, --kid, --issuer-all",
+            show_default=False,
         ),
     ] = None,
     reason: Annotated[str, typer.Option(help="why, for whoever reads it later")] = "revoked by an operator",
@@ -43,29 +54,48 @@ def revoke(
 ) -> None:
     """Write a revocation; every gate honours it within a second. Give exactly one of what to revoke.
 
-    A key or an issuer is revoked whole: whoever has the key chooses iat. The record's key is the issuer, the selector
-    and the value in plain text, as ops must be able to read and lift it; it holds no token.
+    A key or an issuer is revoked whole: whoever has the key chooses iat. --issued is for an issuer that is sound again:
+    what it issued before is dead, what it issues from now on is not.
+
+    The record's key is the issuer, the selector and the value in plain text, as ops must be able to read and lift it;
+    it holds no token.
 
     Example: tollgate token revoke --subject service:ci --reason "laptop stolen"
+
+    Example: tollgate token revoke --subject-prefix service:ci- --since "2h ago"
     """
+    from app.gate.token import CLASSES
+
     settings = common.settings_of(bootstrap, prefix, issuer__issuer=issuer)
-    chosen = [each for each in (jti, subject, kid, token_file) if each is not None]
-    if len(chosen) + issuer_all != 1:
-        common.fail("give exactly one of --jti, --subject, --kid, --issuer-all and --token-file", common.USAGE)
-    if "" in chosen:
+    named: dict[Selector, str | None] = {
+        "jti": jti, "subject": subject, "subject_prefix": subject_prefix, "job": job, "class": token_class, "kid": kid,
+    }  # fmt: skip
+    chosen: list[tuple[Selector, str]] = [(name, text) for name, text in named.items() if text is not None]
+    if len(chosen) + issuer_all + issued + (token_file is not None) != 1:
+        common.fail(
+            "give exactly one of --jti, --subject, --subject-prefix, --job, --class, --issued, --kid, --issuer-all "
+            "and --token-file",
+            common.USAGE,
+        )
+    if any(not text for _, text in chosen):
         common.fail("what is to be revoked is empty", common.USAGE)
-    words = {"--jti": jti, "--subject": subject, "--kid": kid, "--issuer": issuer, "--reason": reason}
+    words = {f"--{selector}": text for selector, text in chosen} | {"--issuer": issuer, "--reason": reason}
     for option, text in words.items():  # the record is read by many
         given.refuse_token(option, text or "")
-    if since is not None and subject is None:
-        common.fail("--since goes with --subject only: a jti, key or issuer is revoked whole", common.USAGE)
-    iss, value = settings.issuer.issuer, (chosen or [settings.issuer.issuer])[0]
-    if token_file is not None:
+    if token_class is not None and token_class not in CLASSES.values():
+        common.fail(f"--class is one of {', '.join(sorted(CLASSES.values()))}", common.USAGE)
+    if since is not None and (jti is not None or kid is not None or issuer_all or token_file is not None):
+        common.fail("--since has no meaning here: a token, a key or an issuer is revoked whole", common.USAGE)
+    iss = settings.issuer.issuer
+    selector, value = chosen[0] if chosen else ("issuer", iss)
+    if issued:
+        selector, value = "subject_prefix", ""  # of every subject
+    elif token_file is not None:
+        selector = "jti"
         unverified_iss, value = _named_by(given.token(token_file))
         if issuer is not None and issuer != unverified_iss:
             common.fail("the token names another issuer than --issuer", common.USAGE)
         iss = unverified_iss
-    selector: Selector = "issuer" if issuer_all else "subject" if subject else "kid" if kid else "jti"
     now_s = int(time.time())
     since_s = given.moment_s("--since", since, now_s) if since is not None else now_s
     row = common.run(_write(settings, iss, selector, value, since_s, now_s, reason))

@@ -14,7 +14,9 @@ import orjson
 
 from app.gate.token import Claims
 
-Selector = Literal["jti", "subject", "kid", "issuer"]
+# One token; all of a subject; of subjects that begin so (of every subject: ""); that grant a job; of a class; signed
+# with a key; of the issuer.
+Selector = Literal["jti", "subject", "subject_prefix", "job", "class", "kid", "issuer"]
 SELECTORS: Final[tuple[Selector, ...]] = get_args(Selector)
 
 KEEP_FOR_EVER: Final = 0  # of keep_until_s
@@ -27,7 +29,7 @@ class Revocation(msgspec.Struct, frozen=True):
     issuer: str
     selector: Selector
     value: str
-    since_s: int  # jti and subject: tokens with iat ≤ since_s; of no account for kid and issuer
+    since_s: int  # tokens with iat ≤ since_s; of no account for kid and issuer
     reason: str
     by: str
     keep_until_s: int = KEEP_FOR_EVER  # from then on the record may go: every token it refuses has expired
@@ -54,14 +56,18 @@ _decode_value = msgspec.json.Decoder(Revocation).decode
 class Revocations:
     """The table: `apply` alone changes it, `covers` is asked once per decision."""
 
-    __slots__ = ("_entries", "_issuers", "_jtis", "_kids", "_subjects")
+    __slots__ = ("_classes", "_entries", "_issuers", "_jobs", "_jtis", "_kids", "_prefixes", "_subjects")
 
     def __init__(self) -> None:
         self._entries: dict[bytes, Revocation] = {}
         self._issuers: set[str] = set()
         self._kids: set[tuple[str, str]] = set()
-        self._subjects: dict[tuple[str, str], int] = {}
+        # (issuer, value) → iat up to which tokens are refused
         self._jtis: dict[tuple[str, str], int] = {}
+        self._subjects: dict[tuple[str, str], int] = {}
+        self._prefixes: dict[tuple[str, str], int] = {}
+        self._jobs: dict[tuple[str, str], int] = {}
+        self._classes: dict[tuple[str, str], int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -105,7 +111,16 @@ class Revocations:
         iat = claims.iat
         if self._jtis and iat <= self._jtis.get((iss, claims.jti), -1):
             return True
-        return bool(self._subjects) and iat <= self._subjects.get((iss, claims.sub), -1)
+        if self._subjects and iat <= self._subjects.get((iss, claims.sub), -1):
+            return True
+        if self._jobs and any(iat <= self._jobs.get((iss, job), -1) for job in claims.grant.jobs):
+            return True
+        if self._classes and iat <= self._classes.get((iss, claims.token_class), -1):
+            return True
+        return any(
+            issuer == iss and iat <= since_s and claims.sub.startswith(prefix)
+            for (issuer, prefix), since_s in self._prefixes.items()
+        )
 
     def outlived(self, now_s: int) -> list[bytes]:
         """Keys of records that may be cleaned away: every token they refuse has expired."""
@@ -125,8 +140,11 @@ class Revocations:
                 self._issuers.discard(named) if since_s is None else self._issuers.add(named)
             case "kid":
                 self._kids.discard((issuer, named)) if since_s is None else self._kids.add((issuer, named))
-            case "subject" | "jti":
-                table = self._subjects if selector == "subject" else self._jtis
+            case _:
+                table = {
+                    "jti": self._jtis, "subject": self._subjects, "subject_prefix": self._prefixes,
+                    "job": self._jobs, "class": self._classes,
+                }[selector]  # fmt: skip
                 if since_s is None:
                     table.pop((issuer, named), None)
                 else:

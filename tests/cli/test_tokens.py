@@ -276,6 +276,25 @@ def test_a_subject_is_revoked_up_to_a_moment(revoker: Issuer) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "selector", "value"),
+    [(("--subject-prefix", "service:ci-"), "subject_prefix", "service:ci-"), (("--issued",), "subject_prefix", ""),
+     (("--job", "reports/nightly"), "job", "reports/nightly"), (("--class", "trigger"), "class", "trigger")],
+    ids=["prefix", "issued", "job", "class"],
+)  # fmt: skip
+def test_many_tokens_are_revoked_by_one_record_up_to_a_moment(
+    revoker: Issuer, arguments: tuple[str, ...], selector: str, value: str
+) -> None:
+    elsewhere = ("--issuer", f"https://{selector}{len(value)}.example")
+    (row,) = revoker("revoke", *arguments, *elsewhere, "--since", "10m").rows
+    assert (row["selector"], row["value"]) == (selector, value)
+    assert abs(row["since_s"] - (time.time() - 600)) < 60
+    assert row["keep_until_s"] > time.time() + 90 * DAY_S
+    assert (elsewhere[1], selector, value) in {
+        (each.issuer, each.selector, each.value) for each in revocations(revoker)
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "selector", "value"),
     [(("--kid", "k-1"), "kid", "k-1"),
      (("--issuer-all", "--issuer", "https://gone.example"), "issuer", "https://gone.example")],
     ids=["kid", "issuer"],
@@ -291,6 +310,8 @@ def test_a_key_and_an_issuer_are_revoked_for_ever(
 @pytest.mark.parametrize(
     "arguments",
     [(), ("--jti", "a", "--kid", "b"), ("--jti", "a", "--issuer-all"), ("--jti", ""), ("--subject", ""), ("--kid", ""),
+     ("--subject-prefix", ""), ("--job", ""), ("--issued", "--job", "a"), ("--class", "nobody"),
+     ("--issuer-all", "--since", "10m"),
      ("--jti", "a", "--since", "10m"), ("--kid", "a", "--since", "10m"), ("--subject", "a", "--since", "yesterday"),
      ("--subject", "a", "--since", "2026-01-31T12:00:00")],
     ids=lambda arguments: " ".join(arguments) or "nothing",

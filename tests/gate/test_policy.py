@@ -115,23 +115,58 @@ def revoke(table, selector, value, since_s=NOW_S, issuer=ISS):
 
 
 @pytest.mark.parametrize(
-    ("selector", "value"), [("jti", "jti-1"), ("subject", "service:ci"), ("kid", "k1"), ("issuer", None)]
+    ("selector", "value"),
+    [
+        ("jti", "jti-1"),
+        ("subject", "service:ci"),
+        ("subject_prefix", "service:"),
+        ("subject_prefix", ""),
+        ("job", "reports/nightly"),
+        ("class", "trigger"),
+        ("kid", "k1"),
+        ("issuer", None),
+    ],
 )
 def test_what_is_revoked_is_refused_until_a_tombstone(selector, value):
     table = Revocations()
     revoke(table, selector, value)
     assert code(check_token(CLAIMS, RULE, table, NOW_MS, GRACE_S)) == "token_revoked"
     assert not table.covers(claims(iss="https://other"))
-    assert table.apply(revocation_key(ISS, selector, value or ISS), None) is None
+    assert table.apply(revocation_key(ISS, selector, ISS if value is None else value), None) is None
     assert not table.covers(CLAIMS)
 
 
-@pytest.mark.parametrize(("selector", "value"), [("jti", "jti-1"), ("subject", "service:ci")])
-def test_jti_and_subject_are_revoked_up_to_an_iat(selector, value):
+@pytest.mark.parametrize(
+    ("selector", "value"),
+    [
+        ("jti", "jti-1"),
+        ("subject", "service:ci"),
+        ("subject_prefix", "service:c"),
+        ("job", "reports/nightly"),
+        ("class", "trigger"),
+    ],
+)
+def test_all_but_keys_and_issuers_are_revoked_up_to_an_iat(selector, value):
     table = Revocations()
     revoke(table, selector, value, since_s=NOW_S)
     assert table.covers(claims(iat=NOW_S))
     assert not table.covers(claims(iat=NOW_S + 1))
+
+
+@pytest.mark.parametrize(
+    ("selector", "value"),
+    [
+        ("subject_prefix", "service:ci-"),
+        ("subject_prefix", "ervice"),
+        ("job", "reports/"),
+        ("job", "exact"),
+        ("class", "user"),
+    ],
+)
+def test_what_a_bulk_revocation_does_not_name_stays_good(selector, value):
+    table = Revocations()
+    revoke(table, selector, value)
+    assert not table.covers(CLAIMS)
 
 
 @pytest.mark.parametrize(("selector", "value"), [("kid", "k1"), ("issuer", None)])

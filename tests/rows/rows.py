@@ -246,6 +246,10 @@ ROWS: dict[str, Row] = {
     ),
     "X-19": _in(E, "test_a_dead_letter_names_origin_and_reason_in_our_headers_and_in_those_that_viewers_know"),
     "X-05": _in(A, "test_a_jobs_owner_says_who_may_start_it_and_the_audit_suggests_whom"),
+    "X-10": _in(
+        L, "test_one_record_revokes_all_tokens_it_describes_and_no_other",
+        note="children and minted credentials do not exist yet; by key and issuer: L-01, K-04",
+    ),
     "X-26": _in(K, "test_a_token_of_a_key_published_a_moment_ago_is_held_for_one_fetch_and_accepted"),
     "X-30": _in(
         E, "test_explain_shows_each_check_of_a_trigger_on_the_topic_and_the_one_that_decided",

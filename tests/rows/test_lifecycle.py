@@ -42,6 +42,43 @@ def test_a_token_is_accepted_until_it_is_revoked_and_by_no_gate_afterwards(world
         world.gates.remove(later)
 
 
+def test_one_record_revokes_all_tokens_it_describes_and_no_other(world: World) -> None:
+    job, now_s = "rows/bulk", int(time.time())
+    world.apply("jobs", f'[jobs."{job}"]\n[jobs."{job}-2"]\n')
+    world.until("accepted", lambda: plain(world.ours.token(f"{job}-2"), f"{job}-2"))
+
+    def verdicts() -> list[str]:
+        young = {"iat": now_s - 5, "nbf": now_s - 5}
+        tokens = [
+            plain(world.ours.token(job, sub="service:bulk-1", **young), job),
+            plain(world.ours.token(job, sub="service:bulk-2", **young), job),
+            plain(world.ours.token(job, sub="service:bulk-2", iat=now_s - 600, nbf=now_s - 600), job),
+            plain(world.ours.token(job, sub="service:bul", **young), job),
+            plain(world.ours.token([job, f"{job}-2"], "many", **young), f"{job}-2"),
+            plain(world.ours.token(f"{job}-2", **young), f"{job}-2"),
+        ]
+        return [outcome.verdict for outcome in world.present(*tokens)]
+
+    def revoked_is(*expected: bool) -> None:
+        wanted = ["token_revoked" if each else "accepted" for each in expected]
+        deadline = time.monotonic() + 60
+        while (found := verdicts()) != wanted:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+
+    revoked_is(False, False, False, False, False, False)
+    # by prefix and time
+    revoke = ("token", "revoke", "--issuer", world.ours.iss)
+    world.tollgate(*revoke, "--subject-prefix", "service:bulk-", "--since", "5m")
+    revoked_is(False, False, True, False, False, False)
+    # by prefix; the later of two for one prefix counts
+    world.tollgate(*revoke, "--subject-prefix", "service:bulk-")
+    revoked_is(True, True, True, False, False, False)
+    # by job: every token that grants it, for whatever it is shown
+    world.tollgate(*revoke, "--job", job)
+    revoked_is(True, True, True, True, True, False)
+
+
 def test_a_token_of_five_seconds_is_accepted_in_its_time_and_expired_after_the_grace(world: World) -> None:
     now_s = int(time.time())
     young = world.ours.token(iat=now_s - 1, nbf=now_s - 1, exp=now_s + 4)
