@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -97,6 +98,14 @@ def read_definitions(path: Path, kind: Kind) -> list[Definition]:
     return definitions
 
 
+def define(kind: Kind, name: str, table: dict[str, Any]) -> Definition:
+    """A definition that stands in no file. Raises RegistryError."""
+    try:
+        return _definition(kind, name, table, Path())
+    except ValueError as error:
+        raise RegistryError(f"{name}: {error}") from None
+
+
 def _definition(kind: Kind, name: str, table: dict[str, Any], base: Path) -> Definition:
     """Raises ValueError with a clause that begins with the member it is about."""
     _refuse_other_than_json(table, "")
@@ -155,7 +164,7 @@ def _warnings(rule: TrustRule) -> Iterable[str]:
         yield 'subjects = ["*"]: this issuer may speak for ANY subject; name whom it serves'
     if "HS256" in rule.algorithms:
         yield "algorithms holds HS256: for development only; a gate honours it with insecure_dev_hs256 alone"
-    if not rule.jwks.startswith("https://") and not Path(rule.jwks).is_file():
+    if isinstance(rule.jwks, str) and not rule.jwks.startswith("https://") and not Path(rule.jwks).is_file():
         yield f"jwks: {rule.jwks} is not there yet; gates hold this issuer's triggers until it is"
 
 
@@ -265,6 +274,27 @@ async def apply(settings: Settings, definitions: list[Definition], *, dry_run: b
     """
     if dry_run:
         return plan(definitions, await read_registry(settings))
+    async with _only_writer(settings) as (present, write):
+        changes = plan(definitions, present)
+        await write({_KEY[each.kind](each.name): each.record for each in changes if each.action != "unchanged"})
+    return changes
+
+
+async def remove_trust(settings: Settings, issuer: str) -> bool:
+    """Take an issuer's rule away: gates refuse its tokens within a second. False when there is none."""
+    async with _only_writer(settings) as (present, write):
+        there = trust_key(issuer) in present
+        if there:
+            await write({trust_key(issuer): None})
+    return there
+
+
+Write = Callable[[Mapping[bytes, bytes | None]], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _only_writer(settings: Settings) -> AsyncIterator[tuple[dict[bytes, bytes], Write]]:
+    """The registry as it stands, and what writes records by key, all or none; None deletes."""
     from aiokafka import AIOKafkaProducer
     from aiokafka.errors import ProducerFenced
 
@@ -275,16 +305,17 @@ async def apply(settings: Settings, definitions: list[Definition], *, dry_run: b
         **client_options(settings.kafka), transactional_id=f"{settings.kafka.prefix}registry",
         transaction_timeout_ms=TRANSACTION_TIMEOUT_MS, acks="all", enable_idempotence=True,
     )  # fmt: skip
+
+    async def write(records: Mapping[bytes, bytes | None]) -> None:
+        if records:
+            async with producer.transaction():
+                for key, record in records.items():
+                    await producer.send_and_wait(topic, record, key=key, partition=0)
+
     await producer.start()
     try:
-        changes = plan(definitions, await read_registry(settings))
-        new = [change for change in changes if change.action != "unchanged"]
-        if new:
-            async with producer.transaction():
-                for change in new:
-                    await producer.send_and_wait(topic, change.record, key=_KEY[change.kind](change.name), partition=0)
+        yield await read_registry(settings), write
     except ProducerFenced:
         raise RegistryError("someone else applied definitions at the same moment; run it again") from None
     finally:
         await producer.stop()
-    return changes

@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
+
+import msgspec
 
 from app.config import ConfigError, Settings
 from app.gate import limits
@@ -40,7 +42,7 @@ class Rule(Protocol):
     """What of a trust rule matters here."""
 
     @property
-    def jwks(self) -> str: ...
+    def jwks(self) -> str | dict[str, Any]: ...
     @property
     def algorithms(self) -> tuple[str, ...]: ...
 
@@ -52,8 +54,17 @@ class JWKSUnavailable(Exception):  # noqa: N818 - a state of the world
 class _Where(NamedTuple):
     """All that decides what a set is read from and how; another value is another source."""
 
-    jwks: str
+    jwks: str  # an address, a path, or the set itself as JSON
     algorithms: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rule: Rule) -> _Where:
+        jwks = rule.jwks if isinstance(rule.jwks, str) else msgspec.json.encode(rule.jwks).decode()
+        return cls(jwks, tuple(rule.algorithms))
+
+    @property
+    def is_the_set(self) -> bool:
+        return self.jwks.startswith("{")
 
 
 @dataclass(slots=True)
@@ -106,7 +117,7 @@ class JwksFollower:
 
     def follow(self, rules: Mapping[str, Rule]) -> None:
         """Trust exactly these issuers from now on. Cheap when nothing changed."""
-        wanted = {issuer: _Where(rule.jwks, tuple(rule.algorithms)) for issuer, rule in rules.items()}
+        wanted = {issuer: _Where.of(rule) for issuer, rule in rules.items()}
         gone = [issuer for issuer, source in self._sources.items() if wanted.get(issuer) != source.where]
         for issuer in gone:
             _cancel(self._sources.pop(issuer))
@@ -115,6 +126,8 @@ class JwksFollower:
             self._sources[source.issuer] = source
             if set(source.where.algorithms) <= {HS256}:
                 source.keys = KeySet({}, frozenset())  # nothing to read
+            elif source.where.is_the_set:
+                source.keys = KeySet.from_jwks(source.where.jwks.encode(), source.where.algorithms)
             elif self._started:
                 self._begin(source)
         if gone or new:

@@ -37,7 +37,7 @@ DIGESTS = {
     "receipt.v1": "9767b60f35ce430f",
     "registry-deployment.v1": "38247db90672d495",
     "registry-job.v1": "96bfbbeef49d3f11",
-    "registry-trust.v1": "608ec148643fe340",
+    "registry-trust.v1": "3e3b97b7e0ac94d7",
     "revocation.v1": "488b6a704cc36c9f",
     "trigger-token.v1": "fa7f99b6039bee30",
     "trigger.v1": "80ce3b3be0db0c88",

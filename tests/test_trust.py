@@ -165,6 +165,17 @@ async def test_however_often_it_is_asked_a_slow_server_holds_a_trigger_for_a_sec
         assert waits < 3
 
 
+async def test_a_set_that_stands_in_the_rule_is_there_at_once_and_follows_it():
+    in_rule = SimpleNamespace(jwks={"keys": [public_jwk("k1")]}, algorithms=("ES256",))
+    async with following({ISS: in_rule}) as follower:
+        assert set(follower.ring[ISS].keys) == {"k1"}
+        assert not follower.may_fetch(ISS), "there is nowhere to look for another"
+        follower.follow({ISS: SimpleNamespace(jwks={"keys": [public_jwk("k2")]}, algorithms=("ES256",))})
+        assert set(follower.ring[ISS].keys) == {"k2"}
+        follower.follow({})
+        assert ISS not in follower.ring
+
+
 async def test_plain_http_is_for_this_machine_only():
     async with following({ISS: rule("http://issuer.example/jwks.json")}) as follower:
         assert follower.ring == {ISS: None}

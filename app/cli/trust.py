@@ -12,7 +12,8 @@ from app.cli import common
 from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
-    from app.registry import Kind
+    from app.config import Settings
+    from app.registry import Definition, Kind
 
 app = common.new_app(help="Which issuers may do what.")
 
@@ -41,6 +42,79 @@ def apply(
     apply_file(file, "trust", dry_run, output, bootstrap, prefix)
 
 
+@app.command()
+def register(
+    issuer: Annotated[str, typer.Argument(metavar="ISSUER", help="iss of its tokens", show_default=False)],
+    *,
+    jwks: Annotated[
+        Path,
+        typer.Option(
+            help="its public keys, a JWK Set; the rule keeps them, no gate reads the file", show_default=False
+        ),
+    ],
+    job: Annotated[
+        list[str],
+        typer.Option(help="what it may start, once for each; a trailing * matches any rest", show_default=False),
+    ],
+    subject: Annotated[
+        str | None, typer.Option(help="as whom it may speak (default ISSUER)", show_default=False)
+    ] = None,
+    org: Annotated[
+        str | None, typer.Option(help="its organisation (default issuer.org_id)", show_default=False)
+    ] = None,
+    max_lifetime: Annotated[str, typer.Option(help="the longest life of a token, such as 10m or 90d")] = "24h",
+    output: Output = None,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+) -> None:
+    """Let an emitter sign its own tokens: for these jobs, as this subject and nobody else.
+
+    The emitter makes its keys with `tollgate keys generate`, gives you the file that `tollgate keys jwks` names, and
+    issues with TOLLGATE_ISSUER__ISSUER=ISSUER. Registering again replaces its keys; `trust remove` ends it.
+
+    Example: tollgate trust register emitter:ci --jwks ci-jwks.json --job deploy/staging
+    """
+    import json
+
+    from app import registry
+    from app.cli import given
+
+    settings = common.settings_of(bootstrap, prefix)
+    try:
+        keys = json.loads(jwks.read_bytes())
+    except OSError as error:
+        common.fail(f"{jwks}: {error.strerror}", common.USAGE)
+    except ValueError as error:
+        common.fail(f"{jwks} is not JSON: {error}", common.USAGE)
+    if not isinstance(keys, dict):
+        common.fail(f"{jwks} is no JWK Set: an object with the member keys", common.USAGE)
+    table = {
+        "jwks": keys, "algorithms": ["ES256", "EdDSA"], "orgs": [org or settings.issuer.org_id],
+        "subjects": [subject or issuer], "jobs": job, "max_lifetime_s": given.length_s("--max-lifetime", max_lifetime),
+    }  # fmt: skip
+    _apply(settings, [registry.define("trust", issuer, table)], issuer, output, dry_run=False)
+
+
+@app.command()
+def remove(
+    issuer: Annotated[str, typer.Argument(metavar="ISSUER", help="as `trust list` names it", show_default=False)],
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+) -> None:
+    """Take an issuer's rule away: gates refuse its tokens (`issuer_untrusted`) within a second.
+
+    What it started goes on. Applying or registering its rule again lets its tokens in again, so a key that leaked is
+    revoked besides: `tollgate token revoke --kid`.
+
+    Example: tollgate trust remove emitter:ci
+    """
+    from app import registry
+
+    if not common.run(registry.remove_trust(common.settings_of(bootstrap, prefix), issuer)):
+        common.fail(f"the registry has no trust rule for {issuer}", common.NOTHING_MATCHED)
+    common.say(f"{issuer} is trusted no longer")
+
+
 @app.command("list")
 def list_(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = None) -> None:
     """The trust rules in the registry; one no gate can read is shown with its error.
@@ -61,11 +135,18 @@ def apply_file(
     """Read, judge and write the definitions of a file, and print what changed."""
     from app import registry
 
-    settings = common.settings_of(bootstrap, prefix)
     definitions = registry.read_definitions(file, kind)
+    _apply(common.settings_of(bootstrap, prefix), definitions, str(file), output, dry_run=dry_run)
+
+
+def _apply(
+    settings: Settings, definitions: list[Definition], where: str, output: common.OutputForm | None, *, dry_run: bool
+) -> None:
+    from app import registry
+
     for definition in definitions:
         for warning in definition.warnings:
-            common.say(f'WARNING: {file}: [{kind}."{definition.name}"] {warning}')
+            common.say(f'WARNING: {where}: [{definition.kind}."{definition.name}"] {warning}')
     changes = common.run(registry.apply(settings, definitions, dry_run=dry_run))
     rows = [
         {"kind": change.kind, "name": change.name, "action": change.action, "version": change.version}

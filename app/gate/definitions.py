@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from app.gate import limits
 from app.gate.canonical import canonical
+from app.gate.keyset import JWKSInvalid, KeySet
 from app.gate.redact import token_shaped
 from app.gate.strict_json import JSONRefused, loads_object
 
@@ -45,7 +46,7 @@ class TrustRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     issuer: Name
     version: Version
-    jwks: str  # HTTPS URL or file
+    jwks: str | dict[str, Any]  # HTTPS URL, file, or the JWK Set itself
     algorithms: tuple[Algorithm, ...]
     orgs: tuple[Name, ...]
     classes: tuple[Name, ...]
@@ -166,8 +167,13 @@ def trust_from_record(key: bytes, value: bytes) -> TrustRule | str:
         return f"issuer: the record is not stored under its own key {TRUST_PREFIX}{rule.issuer!r}"
     if not rule.issuer.isprintable():
         return "issuer: holds a control character"
-    if not _JWKS.fullmatch(rule.jwks):
-        return "jwks: neither an https:// address nor the absolute path of a file"
+    if isinstance(rule.jwks, dict):
+        try:
+            KeySet.from_jwks(msgspec.json.encode(rule.jwks), rule.algorithms)
+        except JWKSInvalid as error:
+            return f"jwks: {error}"
+    elif not _JWKS.fullmatch(rule.jwks):
+        return "jwks: neither an https:// address, nor the absolute path of a file, nor a JWK Set"
     for member in ("subjects", "jobs"):
         if any(not _PATTERN.fullmatch(pattern) for pattern in getattr(rule, member)):
             return f"{member}: a pattern may end in *, and holds no other *"

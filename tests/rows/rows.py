@@ -58,6 +58,10 @@ ROWS: dict[str, Row] = {
         T, "test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked",
         "test_the_gate_refuses_a_lifetime_that_is_missing_or_above_the_cap_whoever_signed_it", note="counted from the audit",
     ),
+    "T-21": _in(
+        T, "test_an_emitter_signs_its_own_tokens_for_its_own_jobs_and_as_nobody_else",
+        "test_a_registered_set_with_a_private_key_or_without_a_usable_one_is_refused",
+    ),
     "V-01": _in(V, "test_garbage_a_stranger_and_an_expired_token_have_each_its_reason_and_leave_no_entry"),
     "V-02": _in(V, "test_only_a_token_with_all_of_kid_iss_aud_and_exp_right_passes"),
     "V-03": _in(

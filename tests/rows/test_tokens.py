@@ -7,19 +7,24 @@ from collections import Counter
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.rows.world import (
     ABSENT,
     DEFAULTED,
     NIGHTLY,
+    ORG,
     OTHER,
     SENSITIVE,
     SUBJECT,
     THIRD,
     TOKEN_WINS,
+    Issuer,
     Trigger,
+    b64,
     by_headers,
     plain,
+    public_jwk,
     unb64,
 )
 
@@ -271,3 +276,56 @@ def test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked(world)
     world.until("token_revoked", lambda: plain(token, THIRD))
     assert world.present_one(plain(world.issue(THIRD), THIRD)).verdict == "accepted"
     assert subject != SUBJECT
+
+
+# ── T-21 ──
+
+
+def test_an_emitter_signs_its_own_tokens_for_its_own_jobs_and_as_nobody_else(world, tmp_path):
+    made = {}
+    for name, kid, job in (("emitter:a", "a-1", NIGHTLY), ("emitter:b", "b-1", OTHER)):
+        made[name] = Issuer(name, kid, ec.generate_private_key(ec.SECP256R1()), world.audience, ORG)
+        file = tmp_path / f"{kid}.json"
+        file.write_text(json.dumps({"keys": [public_jwk(kid, made[name].private)]}))
+        world.tollgate("trust", "register", name, "--jwks", str(file), "--job", job, "--org", ORG)
+        file.unlink()  # the rule has them
+    a, b = made.values()
+
+    def own(issuer, job, **claims):
+        return plain(issuer.token(job, **({"sub": issuer.iss} | claims)), job)
+
+    world.until("accepted", lambda: own(a, NIGHTLY))
+    world.until("accepted", lambda: own(b, OTHER))
+    cases = {
+        "another's job": (own(a, OTHER), "job_not_authorized"),
+        "as the other": (own(a, NIGHTLY, sub="emitter:b"), "subject_not_allowed"),
+        "the other's name": (own(a, OTHER, iss="emitter:b", sub="emitter:b"), "kid_unknown"),
+        "the other's name and kid": (
+            plain(a.token(OTHER, header={"kid": "b-1"}, iss="emitter:b", sub="emitter:b"), OTHER), "signature_invalid",
+        ),
+        "another organisation": (own(a, NIGHTLY, org_id="globex"), "org_mismatch"),
+        "for longer than it may": (own(a, NIGHTLY, exp=int(time.time()) + 2 * DAY_S), "ttl_too_long"),
+    }  # fmt: skip
+    found = world.present(*(trigger for trigger, _ in cases.values()))
+    assert {name: each.verdict for name, each in zip(cases, found, strict=True)} == {
+        name: verdict for name, (_, verdict) in cases.items()
+    }
+    world.tollgate("trust", "remove", "emitter:a")
+    world.until("issuer_untrusted", lambda: own(a, NIGHTLY))
+    assert world.present_one(own(b, OTHER)).verdict == "accepted"
+    assert "emitter:a" not in {row["issuer"] for row in world.rows("trust", "list")}
+    world.tollgate("trust", "remove", "emitter:a", code=5)
+
+
+def test_a_registered_set_with_a_private_key_or_without_a_usable_one_is_refused(world, tmp_path):
+    private = ec.generate_private_key(ec.SECP256R1())
+    jwk = public_jwk("k-1", private)
+    secret = b64(private.private_numbers().private_value.to_bytes(32, "big"))
+    file = tmp_path / "jwks.json"
+    for content in ({"keys": [jwk | {"d": secret}]}, {"keys": []}, {"keys": [jwk, jwk]}, [jwk], "not JSON"):
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        done = world.tollgate("trust", "register", "emitter:c", "--jwks", str(file), "--job", NIGHTLY, code=None)
+        assert done.returncode in {1, 2}
+        assert "Traceback" not in done.stderr
+        assert secret not in done.stdout + done.stderr
+    assert "emitter:c" not in {row["issuer"] for row in world.rows("trust", "list")}
