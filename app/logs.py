@@ -34,6 +34,7 @@ class Event:
     INTERNAL_DENY: Final = "internal_deny"
     TABLE_RECORD_BAD: Final = "table_record_bad"
     TABLE_LOADED: Final = "table_loaded"
+    TOPICS_UNSEEN: Final = "topics_unseen"
     JWKS_LOADED: Final = "jwks_loaded"
     JWKS_FAILED: Final = "jwks_failed"
     INSECURE_HS256: Final = "insecure_hs256"

@@ -37,6 +37,8 @@ from app.trust import JwksFollower
 GROUP_OFFSETS_EVERY_S: Final = 1.0
 COLLECT_AFTER_OBJECTS: Final = 200_000  # more than a turn makes
 GAUGES_EVERY_S: Final = 5.0
+TOPICS_EVERY_S: Final = 10.0
+TOPICS_AGAIN_S: Final = 2.0  # what looks wrong is looked at twice: brokers may be changing leaders
 STUCK_AFTER_S: Final = 30.0  # a lane at work that has not been round its loop for so long is not alive
 LOST_AFTER_S: Final = 300.0  # nor is one that tried to be taken for so long, with nothing restored meanwhile
 WORKING: Final = (State.RUNNING, State.HELD)
@@ -115,15 +117,16 @@ class Worker:
                 Event.GATE_STARTED, version=__version__, lanes=self._found.lanes, pid=os.getpid(),
                 bootstrap=self._settings.kafka.bootstrap, prefix=self._settings.kafka.prefix,
             )  # fmt: skip
-            chores = asyncio.create_task(self._chores())
-            tables = asyncio.create_task(self._tables.ended())
-            stop = asyncio.create_task(self._stopping.wait())
+            ends = [
+                asyncio.create_task(each)
+                for each in (self._chores(), self._watch_topics(), self._tables.ended(), self._stopping.wait())
+            ]
             try:
-                await asyncio.wait({chores, tables, stop}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (chores, tables, stop):
+                for task in ends:
                     task.cancel()
-                results = await asyncio.gather(chores, tables, return_exceptions=True)
+                results = await asyncio.gather(*ends, return_exceptions=True)
                 await self._leave()
             for result in results:
                 if isinstance(result, Exception):
@@ -203,6 +206,22 @@ class Worker:
                 gauges_at_s = time.monotonic()
                 for lane in self._mine():
                     lane.gauge()
+
+    async def _watch_topics(self) -> None:
+        """A gate does not start on topics that break a guarantee, nor does it go on when they come to. TopicsError."""
+        from app.stream import administration
+
+        wrong = False
+        while True:
+            await asyncio.sleep(TOPICS_AGAIN_S if wrong else TOPICS_EVERY_S)
+            try:
+                checked = await asyncio.to_thread(administration.check, self._settings)
+            except Exception as error:  # brokers that do not answer say nothing about topics; lanes tell of them
+                log.warning(Event.TOPICS_UNSEEN, error=type(error).__name__, what=str(error)[:300])
+                continue
+            before, wrong = wrong, checked.deployment is None or checked.deployment.birth_id != self._found.birth_id
+            if wrong and before:
+                raise administration.TopicsError(checked.complaint or "the topics are another deployment's now")
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from confluent_kafka.admin import (
 from tests.campaign import strikes
 from tests.campaign.stage import Fault, Stage
 from tests.support import gates
+from tests.support.gates import GateProcess
 from tests.support.issuer import OtherIssuer
 
 REFUSED_WITHIN_S = 10.0
+REFUSED_LIVE_WITHIN_S = 30.0
 TWO_LANES = 2
 
 
@@ -37,7 +40,7 @@ def set_topic(admin: AdminClient, topic: str, **settings: str) -> None:
         future.result(30)
 
 
-# ── F17: what breaks a guarantee is refused at start ──
+# ── F17: what breaks a guarantee is refused ──
 
 
 def _missing(admin: AdminClient, prefix: str) -> None:
@@ -84,31 +87,42 @@ MISUSES: dict[str, tuple[str, Callable[[AdminClient, str], None]]] = {
 }  # fmt: skip
 
 
-def refused_at_start(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> None:
-    """A gate that finds a topic which breaks a guarantee ends within ten seconds, and says which."""
+LIVE = ("a topic is missing", "a topic was made anew", "partitions were raised", "checkpoints are deleted")
+
+
+def refused(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> None:
+    """A gate that finds a topic which breaks a guarantee ends and says which: at its start, or while it runs."""
     admin = AdminClient({"bootstrap.servers": stage.bootstrap})
-    for number, (kind, (topic, break_it)) in enumerate(list(MISUSES.items())[:count]):
-        prefix = f"{stage.prefix}x{number}."
-        directory = stage.directory / f"misuse-{number}"
+    cases = [(kind, False) for kind in MISUSES] + [(kind, True) for kind in LIVE]
+    for number, (kind, live) in enumerate(cases[:count]):
+        topic, break_it = MISUSES[kind]
+        prefix, directory = f"{stage.prefix}x{number}.", stage.directory / f"misuse-{number}"
         gates.found(stage.bootstrap, prefix, TWO_LANES, OtherIssuer(prefix), directory)
-        break_it(admin, prefix)
+        gate = GateProcess("gate", directory, gates.environment(stage.bootstrap, prefix))
+        if live:
+            gate.start()
+            stage.until(
+                lambda gate=gate: len([e for e in gate.events() if e["event"] == "lane_taken"]) == TWO_LANES, 60
+            )
         at = time.monotonic()
-        fault = Fault(row, kind, at)
+        break_it(admin, prefix)
+        if not live:
+            at = time.monotonic()
+            gate.start()
+        fault = Fault(row, f"{kind}, while it runs" if live else kind, at)
+        within_s = REFUSED_LIVE_WITHIN_S if live else REFUSED_WITHIN_S
         try:
-            done = subprocess.run(
-                [*gates.COMMAND, "gate", "--workers", "1"], env=gates.environment(stage.bootstrap, prefix), cwd=directory,
-                capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
+            code = gate.wait(2 * within_s)
         except subprocess.TimeoutExpired:
-            stage.broken.append(f"start_refused: a gate ran on although {kind}")
+            gate.signal(signal.SIGKILL)
+            stage.broken.append(f"start_refused: a gate ran on although {fault.kind}")
         else:
-            took = time.monotonic() - at
-            fault.effective = done.returncode != 0
-            fault.detail = done.stderr.strip()[-300:]
-            if done.returncode == 0 or f"{prefix}{topic}" not in done.stderr:
-                stage.broken.append(f"start_refused: {kind}: ended with {done.returncode}, saying {fault.detail}")
-            if took > REFUSED_WITHIN_S:
-                stage.notes.append(f"{kind}: refused after {took:.0f} s, start of the process included")
+            took, said = time.monotonic() - at, gate.log_file.read_text(errors="replace").strip()[-600:]
+            fault.effective, fault.detail = code != 0, said
+            if code == 0 or f"{prefix}{topic}" not in said:
+                stage.broken.append(f"start_refused: {fault.kind}: ended with {code}, saying {said}")
+            if took > within_s:
+                stage.notes.append(f"{fault.kind}: refused after {took:.0f} s")
         stage.note(fault)
         told(number)
 

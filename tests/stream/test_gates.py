@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import (
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
 
+from app.config import Kafka
+from app.stream.inspection import connect
 from tests.support import gates, reader
 from tests.support.emitting import emit, trigger, until
 from tests.support.gates import GateProcess
@@ -103,6 +114,45 @@ async def test_two_gates_share_the_lanes_and_hand_them_over_in_order(running: Ru
     for gate in (first, second):
         assert [event["event"] for event in gate.events()][-1] == "gate_stopped"
         assert "lane_stopped" not in {event["event"] for event in gate.events()}
+
+
+def _recreate(admin: Any, topic: str) -> None:
+    admin.delete_topics([topic])[topic].result(30)
+    time.sleep(1)
+    admin.create_topics([NewTopic(topic, LANES)])[topic].result(30)
+
+
+LIVE: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+    "a topic is made anew": ("handoffs", _recreate),
+    "partitions are raised": (
+        "triggers", lambda admin, topic: admin.create_partitions([NewPartitions(topic, 2 * LANES)])[topic].result(30),
+    ),
+    "a topic is deleted": ("idempotency", lambda admin, topic: admin.delete_topics([topic])[topic].result(30)),
+    "another policy is set": (
+        "checkpoints",
+        lambda admin, topic: admin.incremental_alter_configs(
+            [ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[
+                ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)])]
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", LIVE)
+async def test_a_gate_does_not_go_on_when_a_topic_comes_to_break_a_guarantee(running: Running, what: str) -> None:
+    gate, (topic, break_it) = running.first, LIVE[what]
+    gate.start()
+    await until("the gate has every lane", lambda: lanes_of(gate) == set(range(LANES)))
+    await running.send(5)
+    await running.all_answered()
+    began = time.monotonic()
+    await asyncio.to_thread(break_it, connect(Kafka(bootstrap=running.broker)), f"{running.prefix}{topic}")
+    assert await asyncio.to_thread(gate.wait) == 1
+    assert time.monotonic() - began < 30
+    (*_, last) = gate.log_file.read_text().splitlines()
+    assert f"{running.prefix}{topic}" in last
+    assert "Traceback" not in gate.log_file.read_text()
 
 
 def _fenced(running: Running) -> int:
