@@ -190,6 +190,7 @@ ROWS: dict[str, Row] = {
         K, "test_no_good_token_is_rejected_while_keys_rotate_under_load",
         "test_a_rotated_key_is_published_at_once_and_signs_when_its_overlap_is_over",
         "test_an_emergency_removal_cuts_a_keys_tokens_off_at_once",
+        "test_a_key_that_is_removed_and_nothing_else_is_honoured_no_longer",
     ),
     "K-07": _in(
         K, "test_a_secret_that_would_be_unsafe_stops_the_start", "test_the_shared_secret_is_in_no_topic_log_or_metric",

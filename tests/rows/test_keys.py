@@ -274,6 +274,16 @@ def test_an_emergency_removal_cuts_a_keys_tokens_off_at_once(world: World, tmp_p
     assert world.present_one(plain(store.tokens(1)[0])).verdict == "accepted", "its successor signs"
 
 
+def test_a_key_that_is_removed_and_nothing_else_is_honoured_no_longer(world: World, tmp_path: Path) -> None:
+    store = Store(world, tmp_path, "https://removing.rows.test")
+    world.apply("trust", world._trust(store.iss, store.jwks, "acme"))
+    old = store.tokens(60)
+    world.until("accepted", lambda: plain(old.pop()))
+    store.run("retire", kid_of(old[0]), "--emergency")
+    world.until("kid_unknown", lambda: plain(old.pop() if len(old) > 1 else old[0]))
+    assert world.present_one(plain(store.tokens(1)[0])).verdict == "accepted", "its successor signs"
+
+
 # ── leaves ──
 
 
