@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from app.gate import limits
-from app.gate.quick import QuickClaims
+from app.gate.quick import TRIGGER_ACTION, QuickClaims
 from app.gate.reasons import Rejected
 from app.gate.redact import token_shaped
 
@@ -55,7 +55,7 @@ class ClaimRefused(Exception):  # noqa: N818 - a refusal on its way out of a lea
         self.rejected = Rejected(code, detail)
 
 
-_USUAL_ACTIONS: Final = ("106-Trigger",)
+_USUAL_ACTIONS: Final = (TRIGGER_ACTION,)
 
 
 def claims_of_quick(quick: QuickClaims, iss: str, kid: str, token_class: str) -> Claims:

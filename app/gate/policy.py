@@ -17,6 +17,7 @@ import msgspec
 from app.gate import limits
 from app.gate.canonical import canonical, same_json
 from app.gate.definitions import Job, TrustRule, job_from_record, job_key, matches, trust_from_record, trust_key
+from app.gate.quick import TRIGGER_ACTION
 from app.gate.reasons import Rejected
 from app.gate.redact import token_shaped
 from app.gate.revocation import Revocation, Revocations, Selector, revocation_key, revocation_record
@@ -45,8 +46,6 @@ __all__ = [
     "within_grace",
 ]  # fmt: skip
 
-TRIGGER_ACTION: Final = "106-Trigger"
-LIFETIME_MAX_S: Final = {"once": limits.ONE_SHOT_LIFETIME_MAX_S, "many": limits.WEBHOOK_LIFETIME_MAX_S}
 ACCEPTS_NAME: Final = {"once": "one_shot", "many": "webhook"}  # a token's use, as a job definition names it
 _looks_like_pattern: Final = re.compile(r"[*?\[]").search
 
@@ -74,8 +73,8 @@ def check_time(claims: Claims, rule: TrustRule, appended_at_ms: int, grace_s: in
     """Lifetime cap, and the token's own time at append time with the grace for clock skew."""
     iat, exp, nbf = claims.iat, claims.exp, claims.nbf
     lifetime_s = exp - iat
-    if lifetime_s > LIFETIME_MAX_S[claims.uses] or lifetime_s > rule.max_lifetime_s:
-        cap_s = min(LIFETIME_MAX_S[claims.uses], rule.max_lifetime_s)
+    if lifetime_s > limits.LIFETIME_MAX_S[claims.uses] or lifetime_s > rule.max_lifetime_s:
+        cap_s = min(limits.LIFETIME_MAX_S[claims.uses], rule.max_lifetime_s)
         return Rejected("ttl_too_long", f"{lifetime_s} s; at most {cap_s} s")
     if (max(iat, nbf)) * 1000 > appended_at_ms + grace_s * 1000:
         return Rejected("token_not_yet_valid")

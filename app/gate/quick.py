@@ -58,7 +58,8 @@ def _is_name(text: str, max_bytes: int) -> bool:
 
 # sub, org_id, jti, iat, nbf, exp, uses, the one job, the idempotency key; and the audience
 QuickClaims = tuple[str, str, str, int, int, int, Any, str, str | None, str]
-_USUAL_ACTIONS: Final = ["106-Trigger"]
+TRIGGER_ACTION: Final = "106-Trigger"  # the permission a grant must name
+_USUAL_ACTIONS: Final = [TRIGGER_ACTION]
 
 
 def quick_claims(raw: bytes) -> tuple[dict[str, Any], QuickClaims] | None:

@@ -25,18 +25,14 @@ from app.gate.keyset import (
     eddsa_key,
     es256_key,
 )
+from app.gate.quick import TRIGGER_ACTION
 from app.gate.reasons import Rejected
 from app.gate.redact import token_shaped
 from app.gate.token import Claims, Uses, VerifiedToken, verify
 from app.issuer.keystore import Keystore, SigningKey
 
-TRIGGER_ACTION: Final = "106-Trigger"
 TYP: Final = "trigger+jwt"
 JTI_BYTES: Final = 16  # 128 bits
-LIFETIME_MAX_S: Final[Mapping[Uses, int]] = {
-    "once": limits.ONE_SHOT_LIFETIME_MAX_S,
-    "many": limits.WEBHOOK_LIFETIME_MAX_S,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +123,7 @@ def _refuse(request: TriggerTokenRequest) -> Refusal | None:
         return Refusal("ttl_missing", "a token needs a lifetime: --ttl 300, 5m or 24h")
     if request.ttl_s <= 0:
         return Refusal("expiry_malformed", "the lifetime must be at least one second")
-    cap_s = LIFETIME_MAX_S[request.uses]
+    cap_s = limits.LIFETIME_MAX_S[request.uses]
     if request.ttl_s > cap_s:
         return Refusal("ttl_too_long", f"{request.ttl_s} s; a token for use {request.uses} lives at most {cap_s} s")
     if not request.jobs:

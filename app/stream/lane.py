@@ -420,6 +420,8 @@ class Lane:
             base = placed[(shared.topics[Topic.IDEMPOTENCY], self.number)].base_offset
             count = len(parts[(shared.topics[Topic.IDEMPOTENCY], self.number)])
             self._store.apply(turn.overlay.items(), base + count)
+        elif turn is None:
+            self._store.confirm()  # whoever is idle for a day is up to date all the same
         self._checkpoint = checkpoint
         self._committed_at_s = time.monotonic()
         self._clock.confirm(placed[checkpoints].appended_at_ms)

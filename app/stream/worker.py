@@ -75,6 +75,7 @@ class Worker:
         self.lanes: dict[int, Lane] = {}
         self._joined = False
         self._stopping = asyncio.Event()
+        self._failure: Exception | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._offsets: dict[TopicPartition, int] = {}
 
@@ -128,7 +129,7 @@ class Worker:
                     task.cancel()
                 results = await asyncio.gather(*ends, return_exceptions=True)
                 await self._leave()
-            for result in results:
+            for result in (self._failure, *results):
                 if isinstance(result, Exception):
                     raise result
         log.info(Event.GATE_STOPPED, pid=os.getpid())
@@ -181,6 +182,11 @@ class Worker:
                 self.lanes[number] = lane
                 lane.start()
         self._joined = True
+
+    def fail(self, error: Exception) -> None:
+        """End the worker by an error that nobody else would raise."""
+        self._failure = error
+        self._stopping.set()
 
     def _note_offset(self, number: int, offset: int) -> None:
         self._offsets[TopicPartition(self._shared.topics[Topic.TRIGGERS], number)] = offset
@@ -237,7 +243,11 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         consumer = self._worker._consumer  # noqa: SLF001
         if consumer is not None:
             consumer.pause(*assigned)
-        await self._worker.assigned({partition.partition for partition in assigned})
+        try:
+            await self._worker.assigned({partition.partition for partition in assigned})
+        except Exception as error:
+            self._worker.fail(error)
+            raise
 
 
 def run(settings: Settings, found: topic_check.Deployment, index: int) -> None:
