@@ -24,3 +24,17 @@ def test_every_link_of_the_readme_leads_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_definitions_shown_in_the_readme_are_good_ones():
+    import re
+    import tomllib
+
+    from app.registry import define
+
+    (shown,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    tables = tomllib.loads(shown)
+    assert tables.keys() == {"jobs", "trust"}
+    for kind, definitions in tables.items():
+        for name, table in definitions.items():
+            assert define(kind, name, table).warnings == ()
