@@ -256,11 +256,21 @@ class World:
         self.broker.write((self.names[Topic.REVOCATIONS], 0), [Message(key, value)])
         self.revoked_at_ms = self.broker.now_ms
         self.tell("ops", "revoke", traffic.REVOKED_SUBJECT)
+        if dice.random() < 0.4:
+            await self._change_in_vain()
         for version in range(2, 2 + dice.randrange(4)):
             await asyncio.sleep(dice.random() * ends_s / 3)
             changed = traffic.registry(flapping_enabled=version % 2 == 1, version=version)
             self.register({f"job/{traffic.FLAPPING_JOB}": changed[f"job/{traffic.FLAPPING_JOB}"]})
             self.tell("ops", "change", traffic.FLAPPING_JOB)
+
+    async def _change_in_vain(self) -> None:
+        """Ops' change of the registry is aborted: its offsets are passed over by those who run and those who start."""
+        partition = (self.names[Topic.REGISTRY], 0)
+        producer_id, _ = self.broker.begin_foreign(partition, [Message(b"job/never", b"{}")])
+        await asyncio.sleep(self.dice.random())
+        self.broker.end_foreign(partition, producer_id, commit=False)
+        self.tell("ops", "change nothing after all")
 
     # ── the end ──
 
