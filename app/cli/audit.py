@@ -48,6 +48,7 @@ def audit(
     Example: tollgate audit verify
     """
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context, context.invoked_subcommand)
         return
     if run is not None:
         common.run(_tell_run(asked.settings(), run, asked.output))
@@ -60,6 +61,14 @@ def audit(
                 yield row
 
     asked.show(Topic.AUDIT, wanted, WIDTHS, narrowed=any(each is not None for each in (identity, job, outcome)))
+
+
+def _refuse_options_before(context: typer.Context, subcommand: str) -> None:
+    """`audit --prefix x. verify` would verify another deployment: what stands here is not handed on."""
+    sources = [context.get_parameter_source(name) for name in context.params]
+    if any(source is not None and source.name == "COMMANDLINE" for source in sources):
+        common.fail(f"options of `audit {subcommand}` come after it: tollgate audit {subcommand} --prefix …",
+                    common.USAGE)  # fmt: skip
 
 
 def rows_of(entry: Entry) -> list[dict[str, Any]]:

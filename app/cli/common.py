@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from app.cli import plain
+
 if TYPE_CHECKING:
     from app.config import Kafka, Settings
 
@@ -85,8 +87,8 @@ def new_app(**options: Any) -> typer.Typer:
 
 
 def say(text: str) -> None:
-    """Talk to the person at the terminal; never data."""
-    print(text, file=sys.stderr, flush=True)
+    """Talk to the person at the terminal; never data. Every sentence of ours goes through here, without tokens."""
+    print(plain.sentence(text), file=sys.stderr, flush=True)
 
 
 def fail(sentence: str, code: int = FAILED) -> NoReturn:
@@ -115,7 +117,7 @@ def form_of(output: OutputForm | None) -> OutputForm:
 
 
 def as_json(row: Any) -> str:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=str)
+    return plain.printable_json(json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=str))
 
 
 def print_rows(rows: Iterable[Row], columns: Sequence[str], output: OutputForm | None = None) -> int:
@@ -141,7 +143,8 @@ def print_object(row: Row, output: OutputForm | None = None) -> None:
     if form is OutputForm.TABLE:
         _print_table([{"member": name, "value": value} for name, value in row.items()], ["member", "value"])
     else:
-        print(json.dumps(row, ensure_ascii=False, indent=2, default=str) if form is OutputForm.JSON else as_json(row))
+        laid_out = json.dumps(row, ensure_ascii=False, indent=2, default=str)
+        print(plain.printable_json(laid_out) if form is OutputForm.JSON else as_json(row))
 
 
 def line_printer(columns: Mapping[str, int], output: OutputForm | None = None) -> Callable[[Row], None]:
@@ -167,7 +170,7 @@ def cell_of(value: Any) -> str:
         text = ", ".join(value) or "-"
     else:
         text = value if isinstance(value, str) else as_json(value)
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return plain.printable(text)
 
 
 def _print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from app.cli import common, given
+from app.cli import common
 from app.cli.common import Bootstrap, Output, OutputForm, Prefix
 
 app = common.new_app()
@@ -65,9 +65,6 @@ def _what(trigger: str, headers: list[str]) -> Any:
         if headers:
             common.fail("--header goes with a trigger from a file, not with coordinates", common.USAGE)
         return int(partition), int(offset)
-    given.refuse_token("explain", trigger)
-    for header in headers:
-        given.refuse_token("--header", header)
     return _record(trigger, headers)
 
 

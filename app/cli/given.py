@@ -63,23 +63,10 @@ def moment_s(option: str, text: str, now_s: int) -> int:
     return int(moment.timestamp())
 
 
-def refuse_token(option: str, text: str) -> None:
-    """Refuse a token given as an argument, without repeating it: a process list has shown it already."""
-    from app.gate.redact import token_shaped
-
-    if token_shaped(text):
-        common.fail(
-            f"{option} was given a token: it goes into a file, or stdin (-), for arguments are seen by all on this "
-            "machine and kept by the shell; revoke this one (`tollgate token revoke --token-file FILE`)",
-            common.USAGE,
-        )
-
-
 def token_text(token_file: str, characters: int = -1) -> tuple[str, str]:
     """What a token file holds (`-`: stdin), and what to call it. Raises OSError."""
     if token_file == "-":  # noqa: S105 - stdin
         return sys.stdin.read(characters), "stdin"
-    refuse_token("--token-file", token_file)
     with Path(token_file).open(encoding="utf-8", errors="surrogateescape") as file:
         return file.read(characters), token_file
 

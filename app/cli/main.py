@@ -6,6 +6,7 @@ A module of commands has `app = common.new_app()`, or a plain function.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from itertools import groupby
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from app.cli import common
+from app.cli import common, plain
 
 
 class Command(NamedTuple):
@@ -132,19 +133,47 @@ def build() -> Any:
 def main() -> None:
     """The entry point: expected errors become one sentence and an exit code, never a traceback."""
     try:
-        build()(prog_name="tollgate")
+        code = _run(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit(common.INTERRUPTED)
+        code = common.INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = common.DONE
     except Exception as error:
-        told = common.sentence_of(error)
-        if told is None or "TOLLGATE_TRACEBACK" in os.environ:
-            if "TOLLGATE_TRACEBACK" in os.environ:
-                raise
-            what = f"{type(error).__name__}: {error}"
-            told = (f"tollgate failed unexpectedly ({what}); TOLLGATE_TRACEBACK=1 shows where", common.FAILED)
-        if told[0]:
-            common.say(told[0])
-        sys.exit(told[1])
+        if "TOLLGATE_TRACEBACK" in os.environ:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        sentence, code = common.sentence_of(error) or (
+            f"tollgate failed unexpectedly ({what}); TOLLGATE_TRACEBACK=1 shows where", common.FAILED
+        )  # fmt: skip
+        common.say(sentence)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command line. Not Typer's own way of running it: that one would repeat a token, and ends a closed pipe
+    as a failure.
+    """
+    fault = plain.fault_of(arguments)
+    if fault is not None:
+        common.say(fault)
+        return common.USAGE
+    program = build()
+    try:
+        with program.make_context("tollgate", arguments) as context:
+            program.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except Exception as error:
+        if not hasattr(error, "show"):  # only Typer's errors of usage show themselves
+            raise
+        shown = io.StringIO()
+        error.show(shown)
+        common.say(shown.getvalue().rstrip())
+        return common.USAGE
+    finally:
+        print(end="", flush=True)  # here, where a closed pipe is expected
+    return common.DONE
 
 
 if __name__ == "__main__":

@@ -79,9 +79,6 @@ def revoke(
         )
     if any(not text for _, text in chosen):
         common.fail("what is to be revoked is empty", common.USAGE)
-    words = {f"--{selector}": text for selector, text in chosen} | {"--issuer": issuer, "--reason": reason}
-    for option, text in words.items():  # the record is read by many
-        given.refuse_token(option, text or "")
     if token_class is not None and token_class not in CLASSES.values():
         common.fail(f"--class is one of {', '.join(sorted(CLASSES.values()))}", common.USAGE)
     if since is not None and (jti is not None or kid is not None or issuer_all or token_file is not None):

@@ -131,7 +131,9 @@ def test_without_a_key_nothing_is_issued(tmp_path: Path) -> None:
 
 def test_a_token_never_becomes_a_parameter(issuer: Issuer) -> None:
     token = issuer.issue()
-    said = issuer("issue", "--job", "a/b", "--ttl", "60", "--param", f"note={token}", code=NOT_ALLOWED)
+    file = issuer.directory / "params.json"
+    file.write_text(json.dumps({"note": token}))
+    said = issuer("issue", "--job", "a/b", "--ttl", "60", "--params-file", str(file), code=NOT_ALLOWED)
     assert "secret_in_clear" in said.err
     holds_nothing_of(token, said.err)
 
