@@ -169,7 +169,7 @@ def _warnings(rule: TrustRule) -> Iterable[str]:
 
 
 def _refuse_other_than_json(value: Any, where: str) -> None:
-    """TOML knows dates, times, infinities and nan; JSON does not, and would turn them into something else."""
+    """TOML knows dates, times, infinities, nan and long integers; JSON does not, or its readers round them."""
     if isinstance(value, dict):
         for name, member in value.items():
             _refuse_other_than_json(member, f"{where}.{name}" if where else name)
@@ -178,6 +178,8 @@ def _refuse_other_than_json(value: Any, where: str) -> None:
             _refuse_other_than_json(item, f"{where}[{place}]")
     elif not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{where}: {value} has no place in JSON; write it as a text")
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{where}: {value} is no integer of 64 bits")
 
 
 # ── the topic ──

@@ -97,6 +97,11 @@ def test_what_is_wide_is_said_loudly(write, replace, by, warning):
         ("jobs", JOBS + TRUST, "[trust] is unknown"),
         ("jobs", "[jobs.x]\ntimout_s = 3", '[jobs."x"] timout_s: unknown member; there are accepts'),
         ("jobs", "[jobs.x]\nversion = 3", "version: unknown member"),
+        (
+            "jobs",
+            "[jobs.x]\ntimeout_s = 99999999999999999999",
+            '[jobs."x"] timeout_s: 99999999999999999999 is no integer',
+        ),
         ("jobs", "[jobs.x]\ntimeout_s = '3'", '[jobs."x"] timeout_s: expected int'),
         ("jobs", "[jobs.x]\naccepts = []", "accepts: is empty"),
         ("jobs", "[jobs.x]\nparams_schema = 'none.json'", "params_schema:"),
