@@ -75,7 +75,8 @@ async def _who_started(settings: Settings, job: str, since: str | None) -> dict[
 
 
 def _toml(text: str) -> str:
-    """A TOML basic string: JSON writes one, but for DEL."""
+    """A TOML basic string: JSON writes one, but for what no terminal may see."""
     import json
 
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in quoted)

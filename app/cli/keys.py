@@ -106,7 +106,10 @@ def list_keys(keys_dir: KeysDir = None, jwks_file: JwksFile = None, output: Outp
     Example: tollgate keys list -o json
     """
     store, settings = _open(keys_dir, jwks_file)
-    _print(store.records(), store, settings, int(time.time()), output)
+    records = store.records()
+    _print(records, store, settings, int(time.time()), output)
+    if not records:
+        common.say("there are no keys: `tollgate keys generate` makes the first")
 
 
 @app.command()

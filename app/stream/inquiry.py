@@ -69,6 +69,8 @@ async def connected(settings: Settings, found: Deployment) -> AsyncIterator[tupl
 async def record_at(cluster: Cluster, topic: str, partition: int, offset: int) -> Record:
     """The record at an offset, as a read_committed reader sees it. Raises NoSuchRecord."""
     marks = await cluster.watermarks((topic, partition))
+    if marks.start >= marks.high:
+        raise NoSuchRecord(f"{topic}[{partition}] is empty: nothing was appended, or retention has deleted it")
     if not marks.start <= offset < marks.high:
         raise NoSuchRecord(f"{topic}[{partition}] holds offsets {marks.start} to {marks.high - 1}, not {offset}")
     wake = asyncio.Event()
