@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_type_hints
 
 import typer
 
-from app.cli import common
+from app.cli import common, given
 from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
     from app.stream.topics import Topic
 
 JobName = Annotated[str | None, typer.Option("--job", show_default=False, help="only of this job")]
-Outcome = Annotated[str | None, typer.Option(show_default=False, help="only accepted, duplicate or rejected")]
+
+
+class OutcomeName(StrEnum):
+    """What can become of a trigger."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+Outcome = Annotated[OutcomeName | None, typer.Option(show_default=False, help="only of this outcome")]
 
 
 class Asked(NamedTuple):
@@ -25,12 +36,14 @@ class Asked(NamedTuple):
 
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on with what comes, until Ctrl-C")] = False
     since: Annotated[
-        str | None, typer.Option(metavar="AGO", show_default=False, help="only the last 30s, 10m, 2h, 7d; default all")
+        str | None,
+        typer.Option(metavar="AGO", show_default=False, help="only since 30s, 2h, 7d ago, or a time; default all"),
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, show_default=False, help="stop after so many")] = None
-    timeout: Annotated[float | None, typer.Option(min=0.1, show_default=False, help="stop after so many seconds")] = (
-        None
-    )
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, callback=given.finite, show_default=False, help="stop after so many seconds"),
+    ] = None
     output: Output = None
     bootstrap: Bootstrap = None
     prefix: Prefix = None

@@ -102,8 +102,20 @@ def settings_of(bootstrap: str | None = None, prefix: str | None = None, **overr
     from app import config
 
     settings = config.load(kafka__bootstrap=bootstrap, kafka__prefix=prefix, **overrides)
+    for address in settings.kafka.bootstrap.split(","):
+        if not _is_address(address.strip()):
+            fail(f"kafka.bootstrap (--bootstrap) has {address!r}: write HOST:PORT, several with commas between", USAGE)
     _reached.append(settings.kafka)
     return settings
+
+
+def _is_address(text: str) -> bool:
+    """A host, or one in brackets (IPv6), and perhaps a port: what both Kafka clients read the same way."""
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not colon:
+        host, port = text, "9092"
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", " ")
+    return bool(bare) and not any(c.isspace() for c in bare) and port.isdecimal() and 0 < int(port[:6]) <= 65_535
 
 
 # ── rows ──

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import json
-import os
 import sys
 import time
 import uuid
@@ -90,9 +89,13 @@ def emit(
         str | None, typer.Option(help="echoed in the receipt; {n} likewise", show_default=False)
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="how many triggers to send")] = 1,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="triggers per second", show_default=False)] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, callback=given.finite, help="triggers per second", show_default=False)
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the receipts and print them")] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, help="seconds to --wait after the last send")] = 30,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=given.finite, help="seconds to --wait after the last send")
+    ] = 30,
     form: Annotated[Form, typer.Option(help="how the trigger is written")] = Form.JSON,
     key: Annotated[
         str | None,
@@ -112,6 +115,8 @@ def emit(
     settings = common.settings_of(bootstrap, prefix)
     tokens = read_tokens(token_file)
     emission = Emission(form, job, given.params(param or [], params_file), idempotency_key, correlation_id, key)
+    if idempotency_key is None and _starts_anew(tokens[0]):
+        common.say("note: a token of many uses and no --idempotency-key: sent again, it starts a new run")
     triggers = (trigger_of(emission, tokens[n % len(tokens)], n) for n in range(count))
     common.run(_emit(settings, triggers, count=count, rate=rate, wait_s=timeout if wait else None, output=output))
 
@@ -121,11 +126,7 @@ def emit(
 
 def read_tokens(token_file: str | None) -> list[str]:
     """The tokens, never from an argument: a process list would show it."""
-    if token_file is not None:
-        text, where = given.token_text(token_file)
-    else:
-        text, where = os.environ.get("TOLLGATE_TOKEN", ""), "TOLLGATE_TOKEN in the environment"
-    tokens = text.split()
+    tokens, where = given.tokens(token_file)
     if not tokens:
         common.fail(f"no token in {where}: give --token-file FILE, or - for stdin", common.USAGE)
     return tokens
@@ -164,14 +165,7 @@ def home_of(token: str, idempotency_key: str | None) -> str | None:
 
     A hint only: the token is read without verifying it, and the gate finds the home of any trigger.
     """
-    unverified_claims: Any = None
-    try:
-        part = token.split(".")[1]
-        unverified_claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError, binascii.Error, RecursionError):
-        pass
-    if not isinstance(unverified_claims, dict):
-        unverified_claims = {}
+    unverified_claims = _unverified_claims(token)
     once = unverified_claims.get("uses") == "once"
     for candidate in (unverified_claims.get("idempotency_key"), idempotency_key, unverified_claims.get("jti")):
         if candidate is unverified_claims.get("jti") and not once:
@@ -179,6 +173,21 @@ def home_of(token: str, idempotency_key: str | None) -> str | None:
         if isinstance(candidate, str) and candidate:
             return candidate
     return None
+
+
+def _unverified_claims(token: str) -> dict[str, Any]:
+    """What a token says of itself, for hints to whoever holds it; nothing when it cannot be read."""
+    try:
+        part = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (IndexError, ValueError, binascii.Error, RecursionError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def _starts_anew(token: str) -> bool:
+    unverified_claims = _unverified_claims(token)
+    return unverified_claims.get("uses") == "many" and "idempotency_key" not in unverified_claims
 
 
 def _numbered(text: str | None, number: int) -> str | None:
@@ -206,6 +215,7 @@ async def _emit(
     from aiokafka import AIOKafkaProducer
 
     from app.cli.reading import reader, wait_for_receipts
+    from app.gate.reasons import BY_CODE
     from app.stream.connect import client_options
     from app.stream.topics import Topic
 
@@ -232,6 +242,8 @@ async def _emit(
                     "running? `tollgate doctor` tells", common.TIMED_OUT)  # fmt: skip
     rejected = sum(receipt["outcome"] == "rejected" for receipt in receipts)
     if rejected:
+        for code in sorted({receipt["reason"] for receipt in receipts if receipt["reason"] in BY_CODE}):
+            common.say(f"{code}: {BY_CODE[code].meaning}; {BY_CODE[code].remedy}")
         common.fail(f"{rejected} of {len(ids)} rejected", common.SOME_FAILED)
 
 

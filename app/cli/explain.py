@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from app.cli import common
+from app.cli import common, given
 from app.cli.common import Bootstrap, Output, OutputForm, Prefix
 
 app = common.new_app()
@@ -48,6 +48,10 @@ def explain(
         checked = administration.check(settings)
         if checked.deployment is None:
             common.fail(checked.complaint)
+        lanes = checked.deployment.lanes
+        if isinstance(what, tuple) and what[0] >= lanes:
+            common.fail(f"there are {lanes} lanes, 0 to {lanes - 1}: no trigger has the id {trigger}",
+                        common.NOTHING_MATCHED)  # fmt: skip
         return await inquire(settings, checked.deployment, what)
 
     try:
@@ -60,12 +64,12 @@ def explain(
 
 
 def _what(trigger: str, headers: list[str]) -> Any:
-    partition, dash, offset = trigger.partition("-")
-    if dash and partition.isdigit() and offset.isdigit():
-        if headers:
-            common.fail("--header goes with a trigger from a file, not with coordinates", common.USAGE)
-        return int(partition), int(offset)
-    return _record(trigger, headers)
+    coordinates = given.trigger_id(trigger)
+    if coordinates is None:
+        return _record(trigger, headers)
+    if headers:
+        common.fail("--header goes with a trigger from a file, not with coordinates", common.USAGE)
+    return coordinates
 
 
 def _record(source: str, headers: list[str]) -> Any:
@@ -93,6 +97,8 @@ def _record(source: str, headers: list[str]) -> Any:
                 content = start + Path(file).read_text(encoding="utf-8").strip()
             except OSError as error:
                 common.fail(f"{file} cannot be read: {error.strerror}", common.USAGE)
+            except UnicodeDecodeError:
+                common.fail(f"{file} is not text: a header from a file is UTF-8", common.USAGE)
         read.append((name.strip(), content.encode()))
     now_ms = time.time_ns() // 1_000_000
     return Record(0, 1 << 50, now_ms, True, None, value, tuple(read))
@@ -101,8 +107,8 @@ def _record(source: str, headers: list[str]) -> Any:
 def _show(explanation: Any, every: bool, output: OutputForm | None) -> None:
     import msgspec
 
-    if output in (OutputForm.JSON, OutputForm.JSONL):
-        typer.echo(msgspec.json.encode(explanation).decode())
+    if common.form_of(output) is not OutputForm.TABLE:
+        common.print_object(msgspec.to_builtins(explanation), output)
         return
     from rich.console import Console
     from rich.markup import escape
@@ -116,7 +122,7 @@ def _show(explanation: Any, every: bool, output: OutputForm | None) -> None:
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in explanation.facts.items():
         if value is not None:
-            facts.add_row(name, escape(str(value)))
+            facts.add_row(name, escape(common.cell_of(value)))
     console.print(facts)
     for stage in dict.fromkeys(check.stage for check in explanation.checks):
         of_stage = [check for check in explanation.checks if check.stage == stage]
@@ -127,7 +133,7 @@ def _show(explanation: Any, every: bool, output: OutputForm | None) -> None:
             if check.result == "fail":
                 console.print(f"[bold red]{MARKS['fail']} {stage}  {check.check}[/]: {escape(check.meaning)}")
                 if check.detail:
-                    console.print(f"    {escape(check.detail)}")
+                    console.print(f"    {escape(common.cell_of(check.detail))}")
                 console.print(f"    → {escape(check.remedy or '')}")
             elif check.result == "not reached" and every:
                 console.print(f"[dim]{MARKS['not reached']} {stage}  {check.check}[/]")

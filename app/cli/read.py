@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from app.cli import common
+from app.cli import common, given
 from app.cli.asked import Asked, JobName, Outcome, matches, parsed, reads
 from app.cli.common import Bootstrap, Output, Prefix
 
@@ -20,7 +19,6 @@ receipts_app = common.new_app()
 dead_letters_app = common.new_app(help="Refused triggers, as they came less their tokens, with the reason.")
 
 WAIT_S: Final = 30.0  # for a receipt, unless --timeout says otherwise
-TRIGGER_ID: Final = re.compile(r"\d{1,9}-\d{1,19}")
 RECEIPT_WIDTHS: Final = {"trigger_id": 12, "outcome": 9, "run_id": 36, "job": 24, "reason": 28, "detail": 40}
 JOB_WIDTHS: Final = {"run_id": 36, "job": 24, "issuer": 28, "subject": 20, "trigger_id": 12, "params": 40}
 DEAD_LETTER_WIDTHS: Final = {"trigger_id": 12, "stage": 9, "reason": 28, "when": 20, "detail": 60}
@@ -88,7 +86,10 @@ def dead_letters_list(
 
     Example: tollgate dead-letters list --reason token_expired --since 1h
     """
+    from app.gate.reasons import BY_CODE
     from app.stream.topics import Topic
+
+    given.one_of("--reason", reason, BY_CODE)
 
     def rows_of(entry: Entry) -> Iterator[dict[str, Any]]:
         row = _dead_letter(entry)
@@ -180,7 +181,7 @@ def _dead_letter(entry: Entry) -> dict[str, Any]:
 
 
 def _require_trigger_id(text: str) -> None:
-    if not TRIGGER_ID.fullmatch(text):
+    if given.trigger_id(text) is None:
         common.fail(f"{text} is no trigger id: it is PARTITION-OFFSET, such as 3-1042", common.USAGE)
 
 

@@ -47,10 +47,8 @@ EVERYTHING: Final = Window()
 
 
 def since_ms(text: str | None) -> int | None:
-    """`10m` ago, as milliseconds since 1970."""
-    if text is None:
-        return None
-    return int((time.time() - given.length_s("--since", text)) * 1_000)
+    """`10m` ago, or a time, as milliseconds since 1970."""
+    return None if text is None else given.moment_s("--since", text) * 1_000
 
 
 def deadline_of(timeout_s: float | None) -> float | None:

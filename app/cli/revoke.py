@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -37,13 +38,17 @@ def revoke(
     issuer_all: Annotated[bool, typer.Option("--issuer-all", help="all tokens of the issuer")] = False,
     token_file: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="the token itself, by its iss and jti; - is stdin", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="the token itself, by its iss and jti; - is stdin; default TOLLGATE_TOKEN",
+            show_default=False,
+        ),
     ] = None,
     issuer: Annotated[str | None, typer.Option(help="whose (default issuer.issuer)", show_default=False)] = None,
     since: Annotated[
         str | None,
         typer.Option(
-            help="tokens issued up to then (10m ago, or a time); default now. Not with --jti, --kid, --issuer-all",
+            help="tokens issued up to then (10m ago: 10m, or a time); default now. Not with --jti, --kid, --issuer-all",
             show_default=False,
         ),
     ] = None,
@@ -62,7 +67,7 @@ def revoke(
 
     Example: tollgate token revoke --subject service:ci --reason "laptop stolen"
 
-    Example: tollgate token revoke --subject-prefix service:ci- --since "2h ago"
+    Example: tollgate token revoke --subject-prefix service:ci- --since 2h
     """
     from app.gate.token import CLASSES
 
@@ -71,7 +76,9 @@ def revoke(
         "jti": jti, "subject": subject, "subject_prefix": subject_prefix, "job": job, "class": token_class, "kid": kid,
     }  # fmt: skip
     chosen: list[tuple[Selector, str]] = [(name, text) for name, text in named.items() if text is not None]
-    if len(chosen) + issuer_all + issued + (token_file is not None) != 1:
+    of_many = len(chosen) + issuer_all + issued
+    by_token = token_file is not None or (not of_many and bool(os.environ.get("TOLLGATE_TOKEN")))
+    if of_many + by_token != 1:
         common.fail(
             "give exactly one of --jti, --subject, --subject-prefix, --job, --class, --issued, --kid, --issuer-all "
             "and --token-file",
@@ -81,20 +88,20 @@ def revoke(
         common.fail("what is to be revoked is empty", common.USAGE)
     if token_class is not None and token_class not in CLASSES.values():
         common.fail(f"--class is one of {', '.join(sorted(CLASSES.values()))}", common.USAGE)
-    if since is not None and (jti is not None or kid is not None or issuer_all or token_file is not None):
+    if since is not None and (jti is not None or kid is not None or issuer_all or by_token):
         common.fail("--since has no meaning here: a token, a key or an issuer is revoked whole", common.USAGE)
     iss = settings.issuer.issuer
     selector, value = chosen[0] if chosen else ("issuer", iss)
     if issued:
         selector, value = "subject_prefix", ""  # of every subject
-    elif token_file is not None:
+    elif by_token:
         selector = "jti"
         unverified_iss, value = _named_by(given.token(token_file))
         if issuer is not None and issuer != unverified_iss:
             common.fail("the token names another issuer than --issuer", common.USAGE)
         iss = unverified_iss
     now_s = int(time.time())
-    since_s = given.moment_s("--since", since, now_s) if since is not None else now_s
+    since_s = given.moment_s("--since", since) if since is not None else now_s
     row = common.run(_write(settings, iss, selector, value, since_s, now_s, reason))
     common.print_object(row, output)
 

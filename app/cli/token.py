@@ -23,7 +23,13 @@ PLACE: Final = "{n}"  # in an idempotency key: the number of the token under --c
 _UNLIMITED: Final = ("*",)
 
 TokenFile = Annotated[
-    str, typer.Option("--token-file", metavar="FILE", help="holds the token; - is stdin", show_default=False)
+    str | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        help="holds the token; - is stdin; default TOLLGATE_TOKEN in the environment",
+        show_default=False,
+    ),
 ]
 
 
@@ -105,14 +111,16 @@ def issue(
         )
         if isinstance(minted, mint.Refusal):
             remedy = f"; {BY_CODE[minted.code].remedy}" if minted.code in BY_CODE else ""
-            common.fail(f"{minted.code}: {minted.sentence}{remedy}", common.NOT_ALLOWED)
+            # What was not said at all is no matter of what may be said.
+            code = common.NOT_ALLOWED if job and ttl_s is not None else common.USAGE
+            common.fail(f"{minted.code}: {minted.sentence}{remedy}", code)
         if number == 0 and not insecure_dev_hs256:
             store.note_expiry(key.kid, minted.claims.exp)
         print(minted.token)
 
 
 @app.command()
-def inspect(token_file: TokenFile, output: Output = None) -> None:
+def inspect(token_file: TokenFile = None, output: Output = None) -> None:
     """Show what a token says of itself. NOTHING IS VERIFIED: anyone can write a token that says anything.
 
     Example: tollgate token inspect --token-file t.jwt
@@ -137,7 +145,7 @@ def inspect(token_file: TokenFile, output: Output = None) -> None:
 
 @app.command()
 def verify(
-    token_file: TokenFile,
+    token_file: TokenFile = None,
     *,
     jwks: Annotated[
         Path | None, typer.Option(help="JWK Set of the issuer (default issuer.jwks_file)", show_default=False)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from app.gate.reasons import BY_CODE
 from tests.cli.program import PROGRAM, Said, tollgate
 from tests.support.gates import GateProcess, environment, found
 from tests.support.issuer import JOB, OtherIssuer
@@ -90,12 +91,40 @@ def test_a_rejected_trigger_exits_3_and_its_dead_letter_says_why(deployment: Dep
     assert said.code == 3
     receipt = said.rows[0]
     assert receipt["reason"] == "token_expired"
+    assert BY_CODE["token_expired"].meaning in said.err
+    assert BY_CODE["token_expired"].remedy in said.err
     listed = tollgate(deployment.env, "dead-letters", "list", "--reason", "token_expired").rows
     assert receipt["trigger_id"] in {row["trigger_id"] for row in listed}
     shown = tollgate(deployment.env, "dead-letters", "show", receipt["trigger_id"])
     assert "dead-letter-1" in shown.rows[0]["value"]
     assert expired not in shown.out
     assert expired.split(".")[1] not in shown.out
+
+
+def test_a_token_of_many_uses_without_a_key_is_told_that_repeats_are_new_runs(deployment: Deployment) -> None:
+    assert "starts a new run" in deployment.emit().err
+    assert deployment.emit("--idempotency-key", "said").err == ""
+    keyed = deployment.issuer.token(key="in-token")
+    once = deployment.issuer.token("once")
+    assert [deployment.emit(token=token).err for token in (keyed, once)] == ["", ""]
+
+
+def test_coordinates_where_nothing_is_are_told_from_those_that_cannot_be(deployment: Deployment) -> None:
+    beyond = tollgate(deployment.env, "explain", "99-0")
+    assert (beyond.code, beyond.out) == (5, "")
+    assert "there are 3 lanes, 0 to 2" in beyond.err
+    env = deployment.env | {"TOLLGATE_KAFKA__PREFIX": deployment.env["TOLLGATE_KAFKA__PREFIX"] + "empty."}
+    assert tollgate(env, "topics", "create", "--lanes", "1").code == 0
+    empty = tollgate(env, "explain", "0-0")
+    assert empty.code == 5
+    assert "is empty" in empty.err
+
+
+def test_an_explanation_off_a_terminal_is_one_line_of_json_as_all_other_output(deployment: Deployment) -> None:
+    trigger_id = deployment.emit("--idempotency-key", "explained", "--wait").rows[0]["trigger_id"]
+    (row,) = tollgate(deployment.env, "explain", trigger_id).rows
+    assert row["outcome"] == "accepted"
+    assert "token_expired" in tollgate(deployment.env, "explain", trigger_id, "-o", "table").out
 
 
 def test_nothing_heard_in_time_exits_124(deployment: Deployment) -> None:
@@ -105,7 +134,7 @@ def test_nothing_heard_in_time_exits_124(deployment: Deployment) -> None:
 
 def test_filters_that_match_nothing_exit_5(deployment: Deployment) -> None:
     assert tollgate(deployment.env, "receipts", "--job", "no/such").code == 5
-    assert tollgate(deployment.env, "dead-letters", "list", "--reason", "no_such").code == 5
+    assert tollgate(deployment.env, "dead-letters", "list", "--reason", "batch_too_large").code == 5
     assert tollgate(deployment.env, "audit", "--identity", "nobody").code == 5
 
 

@@ -5,11 +5,13 @@ The program runs in this process: these are many, and none of them reaches a bro
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from app import config
@@ -105,6 +107,115 @@ def test_what_is_wrong_is_said_without_the_token_in_it_though_it_was_cut(program
     holds_nothing_of(signature, Said(said.code, said.out, said.err))
     assert signature not in said.err
     assert "is no trigger id" in said.err
+
+
+def test_what_is_not_text_holds_no_token(program: Program, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(b"\xff")
+    for words in (("token", "inspect"), ("token", "verify"), ("token", "revoke"), ("emit", "a/b")):
+        said = program(*words, "--token-file", str(file))
+        assert (said.code, said.out, said.err.count("\n")) == (USAGE, "", 1)
+        assert "is not text" in said.err
+
+
+def test_commands_about_one_token_take_it_from_the_environment(program: Program, token: str) -> None:
+    said = program("token", "inspect", TOLLGATE_TOKEN=token)
+    assert said.rows[0]["unverified_claims"] == OtherIssuer.claims_of(token)
+    assert "TOLLGATE_TOKEN" in program("token", "inspect").err
+    assert "is not JSON" not in program("token", "verify", TOLLGATE_TOKEN=token).err
+    assert "token_malformed" in program("token", "revoke", TOLLGATE_TOKEN="a.b").err
+    assert "exactly one" in program("token", "revoke").err
+    assert "--since has no meaning" in program("token", "revoke", "--since", "1m", TOLLGATE_TOKEN=token).err
+
+
+# ── what is wrong ──
+
+DEEP = "[" * 5000 + "]" * 5000
+BAD_JSON = {
+    "too deep": (DEEP, "nested deeper"), "no number": ("NaN", "not JSON"), "twice": ('{"a":1,"a":2}', "named twice"),
+    "long": ("9" * 30, "15 digits"), "half a pair": ('"\\ud800"', "surrogate"), "two values": ('1,"x":2', "one JSON value"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "told"), BAD_JSON.values(), ids=BAD_JSON)
+def test_parameters_the_gate_would_not_take_are_not_sent(
+    program: Program, tmp_path: Path, text: str, told: str
+) -> None:
+    file = tmp_path / "params.json"
+    file.write_text(f'{{"x":{text}}}')
+    cases = [("--param", f"x:={text}")] + ([("--params-file", str(file))] if told != "one JSON value" else [])
+    for words in cases:
+        for command in (("emit", "a/b"), ("token", "issue", "--job", "a/b", "--ttl", "60")):
+            said = program(*command, *words, TOLLGATE_TOKEN="a.b.c")
+            assert (said.code, said.out) == (USAGE, "")
+            assert told in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("receipts", "--since", "30000d"), "before 1970"),
+        (("receipts", "--since", "2999-01-01T00:00:00Z"), "still to come"),
+        (("token", "revoke", "--subject", "x", "--since", "99999d"), "before 1970"),
+        (("token", "revoke", "--subject", "x", "--since", "0001-01-01T00:00:00Z"), "before 1970"),
+        (("token", "revoke", "--subject", "x", "--since", "2999-01-01T00:00:00Z"), "still to come"),
+        (("receipts", "--wait", "0-99", "--timeout", "inf"), "--timeout"),
+        (("receipts", "--wait", "0-99", "--timeout", "nan"), "--timeout"),
+        (("emit", "a/b", "--rate", "inf"), "--rate"),
+        (("emit", "a/b", "--rate", "nan"), "--rate"),
+        (("emit", "a/b", "--timeout", "nan", "--wait"), "--timeout"),
+        (("emit", "a/b", "--param", "a=1", "--param", "a=2"), "given twice"),
+        (("jobs", "list", "--bootstrap", "localhost:notaport"), "HOST:PORT"),
+        (("jobs", "list", "--bootstrap", "localhost:70000"), "HOST:PORT"),
+        (("jobs", "list", "--bootstrap", "localhost:9092,"), "HOST:PORT"),
+        (("receipts", "--outcome", "acepted"), "accepted"),
+        (("audit", "--outcome", "acepted"), "duplicate"),
+        (("dead-letters", "list", "--reason", "nonsens"), "token_expired"),
+        (("explain", "3-\N{SUPERSCRIPT TWO}"), "neither coordinates"),
+        (("token", "issue", "--job", "a/b"), "ttl_missing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_wrong_is_a_usage_error_and_says_what_is_right(
+    program: Program, words: tuple[str, ...], told: str
+) -> None:
+    if words[:2] == ("token", "issue"):
+        assert program("keys", "generate").code == 0
+    said = program(*words, TOLLGATE_TOKEN="a.b.c")
+    assert (said.code, said.out) == (USAGE, "")
+    assert told in said.err
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:1", "a:1,b:2", "[::1]:9092", "[::1]", "10.0.0.1:9092, b"])
+def test_addresses_of_brokers_are_taken(program: Program, address: str) -> None:
+    assert program("topics", "create", "--print", "--bootstrap", address).code == 0
+
+
+def test_a_header_from_a_file_that_is_no_text_is_told(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "value").write_text("{}")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    said = program("explain", "value", "-H", "authorization: Bearer @binary")
+    assert (said.code, said.err) == (USAGE, "binary is not text: a header from a file is UTF-8\n")
+
+
+def test_no_keys_is_said_with_what_makes_one(program: Program) -> None:
+    assert "tollgate keys generate" in program("keys", "list").err
+
+
+# ── what reaches the terminal ──
+
+STEERS = "\x1b[2J\x85\x9b31m\N{RIGHT-TO-LEFT OVERRIDE}\u2066\u2028\x7f"
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "table"])
+def test_what_steers_a_terminal_is_escaped_and_the_rest_stays_readable(program: Program, form: str) -> None:
+    claims = {"note": STEERS, "sub": "Größe 日本 \N{PARTY POPPER}"}
+    token = jwt.encode(claims, "k" * 32, "HS256", headers={"kid": "k", "typ": "trigger+jwt"})
+    said = program("token", "inspect", "-o", form, TOLLGATE_TOKEN=token)
+    assert not [c for c in said.out if not c.isprintable() and c != "\n"]
+    if form != "table":
+        assert claims["sub"] in said.out
+        assert json.loads(said.out)["unverified_claims"] == claims
 
 
 # ── what no text can hold ──

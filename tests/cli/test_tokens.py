@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.gate.revocation import Revocations
-from tests.cli.program import Said, tollgate
+from tests.cli.program import PROGRAM, Said, tollgate
 from tests.support.gates import environment
 from tests.support.reader import read_topic
 
@@ -93,14 +94,23 @@ def test_a_thousand_tokens_are_a_thousand_different_ones(issuer: Issuer) -> None
     assert [each["idempotency_key"] for each in claims] == [f"k-{n}" for n in range(1000)]
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure(issuer: Issuer) -> None:
+    words = ("token", "issue", "--job", "a/b", "--ttl", "60", "--count", "500")
+    with subprocess.Popen([PROGRAM, *words], env=issuer.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        (("--job", "a/b"), NOT_ALLOWED, "ttl_missing"),
+        (("--job", "a/b"), USAGE, "ttl_missing"),
         (("--job", "a/b", "--ttl", "0"), NOT_ALLOWED, "expiry_malformed"),
         (("--job", "a/b", "--ttl", "25h"), NOT_ALLOWED, "ttl_too_long"),
         (("--job", "a/b", "--ttl", "91d", "--uses", "many"), NOT_ALLOWED, "ttl_too_long"),
-        (("--ttl", "60"), NOT_ALLOWED, "scope_too_broad"),
+        (("--ttl", "60"), USAGE, "scope_too_broad"),
         (("--job", "*", "--ttl", "60"), NOT_ALLOWED, "scope_too_broad"),
         (("--job", "a/*", "--ttl", "60"), NOT_ALLOWED, "scope_too_broad"),
         (("--job", "a/b", "--job", "a/c", "--ttl", "60"), NOT_ALLOWED, "scope_too_broad"),

@@ -90,7 +90,7 @@ def test_missing_topics_are_told_with_the_command_that_makes_them(world: World, 
     [
         (("jobs", "apply", "no-such-file.toml"), FAILED, "no-such-file.toml"),
         (("token", "issue", "--job", "rows/nightly", "--ttl", "soon"), USAGE, "--ttl soon"),
-        (("token", "issue", "--job", "rows/nightly"), 4, "ttl_missing"),
+        (("token", "issue", "--job", "rows/nightly"), USAGE, "ttl_missing"),
         (("token", "revoke"), USAGE, "exactly one"),
         (("emit", "rows/nightly"), USAGE, "no token"),
         (("audit", "--run", "not-a-run"), USAGE, "UUID"),
