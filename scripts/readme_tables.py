@@ -47,11 +47,11 @@ def reasons() -> list[str]:
 def commands() -> list[str]:
     import typer
 
-    from app.cli import main
+    from app.cli import commands as table
 
     rows = ["| command | does |", "|---|---|"]
-    for command in main.COMMANDS:
-        loaded: Any = main._load(command)  # noqa: SLF001
+    for command in table.COMMANDS:
+        loaded: Any = table._load(command)  # noqa: SLF001
         names = sorted(loaded.commands) if isinstance(loaded, typer.core.TyperGroup) else []
         words = f"`tollgate {command.name}`"
         if names:

@@ -241,8 +241,6 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
             return translate(error)
     if isinstance(error, TimeoutError):
         return f"Kafka did not answer in time ({error or 'no answer'}); is the broker overloaded or away?", TIMED_OUT
-    if isinstance(error, BrokenPipeError):
-        return "", DONE  # `| head` has seen enough
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", FAILED
     return None

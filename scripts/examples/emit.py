@@ -9,6 +9,8 @@ import sys
 
 from confluent_kafka import Producer
 
+if len(sys.argv) != 4 or "TOLLGATE_TOKEN" not in os.environ:
+    sys.exit("usage, with TOLLGATE_TOKEN in the environment: emit.py BOOTSTRAP JOB PARAMS (a JSON object)")
 bootstrap, job, params = sys.argv[1:4]
 topic = os.environ.get("TOLLGATE_PREFIX", "tollgate.") + "triggers"
 

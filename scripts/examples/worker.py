@@ -16,6 +16,8 @@ import time
 
 from confluent_kafka import Consumer
 
+if len(sys.argv) < 2:
+    sys.exit("usage: worker.py BOOTSTRAP [SECONDS]")
 bootstrap, quiet_s = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else float("inf")
 prefix = os.environ.get("TOLLGATE_PREFIX", "tollgate.")
 topic, group = prefix + "jobs", prefix + "worker.example"  # groups of workers begin so, where access is controlled

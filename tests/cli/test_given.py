@@ -15,6 +15,7 @@ import jwt
 import pytest
 
 from app import config
+from app.cli import commands as table
 from app.cli import main
 from tests.cli.program import Said
 from tests.support.gates import environment
@@ -52,8 +53,8 @@ def token() -> str:
 
 def commands() -> Iterator[tuple[tuple[str, ...], list[Any]]]:
     """The words of every command there is, and its parameters."""
-    for command in main.COMMANDS:
-        loaded = main._load(command)
+    for command in table.COMMANDS:
+        loaded = table._load(command)
         for name, sub in getattr(loaded, "commands", {}).items():
             yield (command.name, name), sub.params
         yield (command.name,), loaded.params

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -40,6 +42,36 @@ def _seconds(env: dict[str, str]) -> float:
     started = time.monotonic()
     tollgate(env, "--help")
     return time.monotonic() - started
+
+
+@pytest.mark.parametrize("module", ["typer", "app.cli.common", "app.cli.commands", "app.cli.keys", "app.config"])
+def test_an_interrupt_while_it_starts_is_no_traceback(env: dict[str, str], tmp_path: Path, module: str) -> None:
+    """The interrupt comes when `module` is looked for, as a Ctrl-C in the first moments would."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from app.cli.main import main\n"
+        "main()\n"
+    )
+    words = [sys.executable, str(tmp_path / "interrupted.py"), "keys", "list"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"
+
+
+@pytest.mark.parametrize("words", [("emit.py",), ("emit.py", NOBODY, "a/b", "{}"), ("worker.py",)], ids=" ".join)
+def test_an_example_without_what_it_needs_says_so(env: dict[str, str], words: tuple[str, ...]) -> None:
+    command = [sys.executable, str(EXAMPLES / words[0]), *words[1:]]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert done.returncode
+    assert "Traceback" not in done.stderr
 
 
 def test_the_version_is_printed(env: dict[str, str]) -> None:
