@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -109,13 +110,13 @@ def settings_of(bootstrap: str | None = None, prefix: str | None = None, **overr
     return settings
 
 
+# A host, or one in brackets (IPv6), and perhaps a port: what both Kafka clients read the same way.
+_ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]]+)(?::([0-9]{1,5}))?")
+
+
 def _is_address(text: str) -> bool:
-    """A host, or one in brackets (IPv6), and perhaps a port: what both Kafka clients read the same way."""
-    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    if not colon:
-        host, port = text, "9092"
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", " ")
-    return bool(bare) and not any(c.isspace() for c in bare) and port.isdecimal() and 0 < int(port[:6]) <= 65_535
+    found = _ADDRESS.fullmatch(text)
+    return found is not None and 0 < int(found[1] or 1) <= 65_535
 
 
 # ── rows ──

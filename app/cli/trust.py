@@ -84,7 +84,7 @@ def register(
         keys = json.loads(jwks.read_bytes())
     except OSError as error:
         common.fail(f"{jwks}: {error.strerror}", common.USAGE)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         common.fail(f"{jwks} is not JSON: {error}", common.USAGE)
     if not isinstance(keys, dict):
         common.fail(f"{jwks} is no JWK Set: an object with the member keys", common.USAGE)

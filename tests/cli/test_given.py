@@ -169,6 +169,8 @@ def test_parameters_the_gate_would_not_take_are_not_sent(
         (("jobs", "list", "--bootstrap", "localhost:notaport"), "HOST:PORT"),
         (("jobs", "list", "--bootstrap", "localhost:70000"), "HOST:PORT"),
         (("jobs", "list", "--bootstrap", "localhost:9092,"), "HOST:PORT"),
+        (("jobs", "list", "--bootstrap", "localhost:0"), "HOST:PORT"),
+        (("jobs", "list", "--bootstrap", "[::1"), "HOST:PORT"),
         (("receipts", "--outcome", "acepted"), "accepted"),
         (("audit", "--outcome", "acepted"), "duplicate"),
         (("dead-letters", "list", "--reason", "nonsens"), "token_expired"),
@@ -190,6 +192,12 @@ def test_what_is_wrong_is_a_usage_error_and_says_what_is_right(
 @pytest.mark.parametrize("address", ["localhost", "localhost:1", "a:1,b:2", "[::1]:9092", "[::1]", "10.0.0.1:9092, b"])
 def test_addresses_of_brokers_are_taken(program: Program, address: str) -> None:
     assert program("topics", "create", "--print", "--bootstrap", address).code == 0
+
+
+def test_a_jwk_set_too_deep_is_no_failure_of_ours(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text(DEEP)
+    said = program("trust", "register", "emitter:ci", "--jwks", "deep.json", "--job", "a/b")
+    assert (said.code, said.err.count("\n")) == (USAGE, 1)
 
 
 def test_a_header_from_a_file_that_is_no_text_is_told(program: Program, tmp_path: Path) -> None:
