@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import tempfile
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -103,18 +104,50 @@ def _fetch_all(missing: Sequence[Jar], store: Path, say: Callable[[str], None] |
         store.mkdir(parents=True, exist_ok=True)
         with (
             # On the same file system as the cache, so that a rename is enough to publish a jar.
-            tempfile.TemporaryDirectory(dir=store, prefix=".fetching-") as staging,
+            tempfile.TemporaryDirectory(dir=store, prefix=".fetching-", ignore_cleanup_errors=True) as staging,
             watch_fetching(f"Apache Kafka {KAFKA_VERSION}", len(missing), store, say) as watch,
-            ThreadPoolExecutor(FETCH_THREADS) as threads,
         ):
             fetch = _fetcher(Path(staging), watch)
-            for _ in threads.map(lambda jar: _fetch(jar, fetch, store, watch), missing):
-                pass
+            _each_in_threads(lambda jar: _fetch(jar, fetch, store, watch), missing)
     except OSError as error:
         raise LocalKafkaError(
             f"The cache of Kafka's jars at {store} cannot be written ({error.strerror or error}): "
             f"set {CACHE_SETTING} to a directory of yours."
         ) from error
+
+
+def _each_in_threads(work: Callable[[Jar], None], jars: Sequence[Jar]) -> None:
+    """Raises the first error at once.
+
+    Daemon threads, unlike an executor's: who is told to stop must not wait for a registry that does not answer.
+    """
+    waiting: queue.SimpleQueue[Jar] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for jar in jars:
+        waiting.put(jar)
+
+    def run() -> None:
+        while True:
+            try:
+                work(waiting.get_nowait())
+            except queue.Empty:
+                return
+            except BaseException as error:
+                ended.put(error)
+            else:
+                ended.put(None)
+
+    for _ in range(FETCH_THREADS):
+        threading.Thread(target=run, daemon=True).start()
+    try:
+        for _ in jars:
+            error = ended.get()
+            if error is not None:
+                raise error
+    finally:
+        while not waiting.empty():
+            with suppress(queue.Empty):
+                waiting.get_nowait()
 
 
 def _fetcher(staging: Path, watch: Watch) -> Callable[[Jar], Path]:

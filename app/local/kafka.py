@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from app.local.errors import LocalKafkaError
 from app.local.jars import KAFKA_VERSION, class_path, default_cache_dir
 from app.local.java import find_java
 from app.local.ports import free_ports, require_free
-from app.local.process import BrokerProcess, run_tool
+from app.local.process import BrokerProcess, run_tools
 from app.local.properties import JAVA_OPTIONS, Node, write_properties
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ READY_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 15.0
 THROWAWAY_STOP_TIMEOUT_S: Final = 2.0
 READY_POLL_S: Final = 0.1
-METADATA_TIMEOUT_S: Final = 2.0
+METADATA_TIMEOUT_S: Final = 1.0  # Ctrl-C waits for it, too
 START_ATTEMPTS: Final = 3
 STATE_FILE: Final = "cluster.json"
 LOCK_FILE: Final = ".lock"
@@ -192,15 +191,13 @@ class LocalKafka:
         for node in self._nodes:
             write_properties(node, self._nodes, self._extra)
         unformatted = [node for node in self._nodes if not (node.data_dir / "meta.properties").exists()]
-        with ThreadPoolExecutor(self._count) as threads:
-            for _ in threads.map(lambda node: self._format(node, cluster_id), unformatted):
-                pass
+        run_tools([self._format_command(node, cluster_id) for node in unformatted])
         self._processes = {node.id: self._spawn(node) for node in self._nodes}
         self._wait_ready(self._nodes)
 
-    def _format(self, node: Node, cluster_id: str) -> None:
+    def _format_command(self, node: Node, cluster_id: str) -> list[str]:
         tool = ("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(node.properties_file))
-        run_tool(self._program.command(*tool))
+        return self._program.command(*tool)
 
     def _spawn(self, node: Node) -> BrokerProcess:
         command = self._program.command("kafka.Kafka", str(node.properties_file))
@@ -267,11 +264,13 @@ class LocalKafka:
             return _cluster_id(data_dir, self._count)
         except BlockingIOError as error:
             raise LocalKafkaError(
-                f"{data_dir} is in use by another local Kafka: stop that one, or choose another directory by --data."
+                f"{data_dir} is in use by another local Kafka: stop that one, or choose another directory, "
+                "by --data (`tollgate up`: by --state)."
             ) from error
         except OSError as error:
             raise LocalKafkaError(
-                f"The data directory {data_dir} cannot be used ({error.strerror or error}): choose another by --data."
+                f"The data directory {data_dir} cannot be used ({error.strerror or error}): choose another by --data "
+                "(`tollgate up`: by --state)."
             ) from error
 
     def _release(self) -> None:

@@ -75,22 +75,31 @@ class BrokerProcess:
         return cause_in(text) or f"it ended with status {self._process.poll()} and left no word"
 
 
-def run_tool(command: Sequence[str]) -> None:
-    """A Kafka tool that must succeed."""
-    done = subprocess.run(
-        list(command),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=TOOL_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        told = done.stdout + done.stderr
-        raise LocalKafkaError(
-            f"Preparing the data directory of the local Kafka failed: {cause_in(told) or told[-300:]}"
-        )
+def run_tools(commands: Sequence[Sequence[str]]) -> None:
+    """Kafka's tools beside each other, each of which must succeed. Whoever is interrupted here leaves none behind."""
+    tools = []
+    try:
+        for command in commands:
+            tools.append(  # noqa: PERF401 - those that were started must be known when one cannot be
+                subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                )
+            )
+        for tool in tools:
+            told, _ = tool.communicate(timeout=TOOL_TIMEOUT_S)
+            if tool.returncode != 0:
+                raise LocalKafkaError(
+                    f"Preparing the data directory of the local Kafka failed: {cause_in(told) or told[-300:]}"
+                )
+    finally:
+        for tool in tools:
+            tool.kill()  # does nothing to one that ended
+            tool.wait()
 
 
 def cause_in(log: str) -> str | None:
