@@ -282,6 +282,17 @@ async def apply(settings: Settings, definitions: list[Definition], *, dry_run: b
     return changes
 
 
+async def add_missing(settings: Settings, definitions: list[Definition]) -> list[Change]:
+    """Write those whose name the registry does not have, and nothing else; `changed` ones differ and stay as they are.
+
+    Raises RegistryError as `apply` does.
+    """
+    async with _only_writer(settings) as (present, write):
+        changes = plan(definitions, present)
+        await write({_KEY[each.kind](each.name): each.record for each in changes if each.action == "created"})
+    return changes
+
+
 async def remove_trust(settings: Settings, issuer: str) -> bool:
     """Take an issuer's rule away: gates refuse its tokens within a second. False when there is none."""
     async with _only_writer(settings) as (present, write):
