@@ -158,11 +158,21 @@ def load(**overrides: Any) -> Settings:
 
     Raises ConfigError, whose message names the setting, the value found and what is wrong with it.
     """
+    given = _given(overrides)
+    return Settings(**{section: _made(section, given[section]) for section in _SECTIONS})
+
+
+def is_given(section: str, name: str) -> bool:
+    """Whether the file or the environment says this setting, be it its default. Raises ConfigError."""
+    return name in _given({})[section]
+
+
+def _given(overrides: Mapping[str, Any]) -> Given:
     given: Given = {section: {} for section in _SECTIONS}
     for source in (_from_file(), _from_environment(), _from_arguments(overrides)):  # the later is the stronger
         for section, values in source.items():
             given[section] |= values
-    return Settings(**{section: _made(section, given[section]) for section in _SECTIONS})
+    return given
 
 
 def _from_file() -> Given:

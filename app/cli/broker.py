@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import time
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from app.cli import common
+from app.cli.stopping import Interrupted, interrupt_on_signals
 
 if TYPE_CHECKING:
     from app.local.kafka import LocalKafka
@@ -48,6 +47,7 @@ def broker(
     from app.local.kafka import KAFKA_VERSION, LocalKafka, LocalKafkaError
     from app.local.secured import Security
 
+    interrupt_on_signals()
     settings = common.settings_of()
     count: Literal[1, 3] = 3 if nodes is NodeCount.THREE else 1
     data = (data or _default_data_dir(settings.local.data_dir, count)).absolute()
@@ -57,6 +57,7 @@ def broker(
         extra=security.server if security else None, client=security.client() if security else None,
     )  # fmt: skip
     common.say(f"Starting Apache Kafka {KAFKA_VERSION}, {count} node{'s' if count > 1 else ''} ...")
+    ready, died = False, None
     try:
         kafka.start()
         if security is not None:
@@ -64,11 +65,20 @@ def broker(
             common.say(
                 "Run a command as a role with TOLLGATE_CONFIG set to one of: " + " ".join(map(str, files.values()))
             )
-        died = _tell_and_watch(kafka)
-        common.say("Stopping ...")
-        kafka.stop()
+        ready = True
+        _tell(kafka)
+        while died is None:
+            time.sleep(WATCH_INTERVAL_S)
+            died = kafka.dead_node()
     except LocalKafkaError as error:
+        kafka.stop()
         common.fail(str(error))
+    except Interrupted as told:
+        if not ready:
+            kafka.stop()
+            common.fail("Stopped before it was ready.", told.code)
+    common.say("Stopping ...")
+    kafka.stop()
     if died is not None:
         common.fail(died)
     common.say(f"Stopped. The data are in {kafka.data_dir}")
@@ -79,21 +89,8 @@ def _default_data_dir(configured: Path, nodes: int) -> Path:
     return configured if nodes == 1 else configured.with_name(f"{configured.name}-{nodes}-nodes")
 
 
-def _tell_and_watch(kafka: LocalKafka) -> str | None:
-    """Until somebody asks to stop; or what to say of the node that ended by itself."""
-    asked_to_stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        asked_to_stop.set()
-
-    # These stay in place while stopping: a second Ctrl-C must not cut it short.
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+def _tell(kafka: LocalKafka) -> None:
     for log_file in kafka.log_files:
         common.say(f"Log: {log_file}")
     common.say("Ready. Ctrl-C stops it.")
     print(kafka.bootstrap, flush=True)
-    died = None
-    while died is None and not asked_to_stop.wait(WATCH_INTERVAL_S):
-        died = kafka.dead_node()
-    return died

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 import typer
 
 from app.cli import plain
+from app.cli.stopping import Interrupted
 
 if TYPE_CHECKING:
     from app.config import Kafka, Settings
@@ -207,12 +208,15 @@ _reached: Final[list[Kafka]] = []  # the clusters this process was told of: erro
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; Ctrl-C and SIGTERM cancel it, so that its `finally` blocks close what is open, then exit 130."""
+    """Run `work`; Ctrl-C and SIGTERM cancel it, so that its `finally` blocks close what is open, then exit 130.
+
+    A command that handles SIGTERM itself keeps its handler: the loop would put the default in its place at the end.
+    """
     import asyncio  # a fifth of what `--help` would take
 
     async def cancellable() -> T:
         task = asyncio.current_task()
-        if task is not None:
+        if task is not None and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
@@ -221,6 +225,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         return asyncio.run(cancellable())
+    except Interrupted:
+        raise
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED) from None
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
 from app.cli import common, samples
 from app.cli.common import Bootstrap, Prefix
+from app.cli.stopping import Interrupted, interrupt_on_signals
 
 if TYPE_CHECKING:
     from app.config import Settings
+    from app.local.kafka import LocalKafka
     from app.local.process import BrokerProcess
+    from app.registry import Change
 
 app = common.new_app()
 
@@ -32,6 +34,9 @@ LAST_PORT: Final = 65_535
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 20.0
 WATCH_INTERVAL_S: Final = 0.3
+READY_POLL_S: Final = 0.1
+LOCK_FILE: Final = ".up.lock"
+_STRONGER: Final = {"TOLLGATE_BOOTSTRAP": "TOLLGATE_KAFKA__BOOTSTRAP", "TOLLGATE_PREFIX": "TOLLGATE_KAFKA__PREFIX"}
 
 TRY_NEXT: Final = """\
 Everything is up. In another terminal:
@@ -68,28 +73,26 @@ def up(
 
     Example: tollgate up
     """
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # They stay in place while stopping: a second Ctrl-C must not leave half of it running.
-        signal.signal(number, lambda _number, _frame: stopping.set())
+    interrupt_on_signals()
+    ready = False
     with ExitStack() as stack:
-        env = Environment(state.absolute() / "env")
-        stack.callback(env.forget)
-        _choose_files(env, state.absolute())
-        local = _start_kafka(stack, state.absolute(), port, given=bootstrap or os.environ.get("TOLLGATE_BOOTSTRAP"))
-        env.set("TOLLGATE_BOOTSTRAP", local or bootstrap)
-        env.set("TOLLGATE_PREFIX", prefix)
-        settings = common.settings_of()
-        _set_up(settings, state.absolute(), lanes)
-        gate = _start_gate(stack, settings, state.absolute() / "gate.log", workers)
-        if not _await_ready(_probes(common.settings_of(), workers), gate, stopping):
-            return
-        env.write()
-        common.say(TRY_NEXT.format(env=_short(env.file), jobs=_short(state / "jobs.toml"), log=_short(gate.log_file)))
-        while not stopping.wait(WATCH_INTERVAL_S):
-            if not gate.is_alive:
-                common.fail(f"the gate ended: {gate.cause_of_death()}; its log: {gate.log_file}")
-        common.say("stopping the gate, then Kafka ...")
+        try:
+            env = _claim(stack, state.absolute())
+            kafka = _start_kafka(stack, env, state.absolute(), port, bootstrap)
+            settings = common.settings_of(prefix=prefix)
+            env.set("TOLLGATE_PREFIX", settings.kafka.prefix)
+            _set_up(settings, state.absolute(), lanes)
+            gate = _start_gate(stack, settings, state.absolute() / "gate.log", workers)
+            _await_ready(_probes(common.settings_of(), workers), gate, kafka)
+            ready = True
+            env.write()
+            jobs, log = _short(state / "jobs.toml"), _short(gate.log_file)
+            common.say(TRY_NEXT.format(env=_short(env.file), jobs=jobs, log=log))
+            _watch(gate, kafka)
+        except Interrupted as told:
+            if not ready:
+                common.fail("stopping before everything is up ...", told.code)
+            common.say("stopping the gate, then Kafka ...")
     common.say("stopped")
 
 
@@ -100,15 +103,19 @@ class Environment:
         self.file = file
         self._set: dict[str, str] = {}
 
-    def set(self, name: str, value: str | Path | None) -> None:
-        """Nothing given, or set outside already (then only written down): what the user says wins."""
-        if value is not None:
-            os.environ[name] = str(value)
-        if name in os.environ:
-            self._set[name] = os.environ[name]
+    def set(self, name: str, value: str) -> None:
+        """Under the stronger name, too, where that is set outside: what an option says wins."""
+        for known in (name, _STRONGER.get(name, name)):
+            if known == name or known in os.environ:
+                os.environ[known] = self._set[known] = value
 
-    def set_default(self, name: str, value: str | Path) -> None:
-        self.set(name, None if name in os.environ else value)
+    def set_default(self, section: str, name: str, value: Path) -> None:
+        """What the user says wins, and is written down: other terminals may be in other directories."""
+        from app import config
+
+        if config.is_given(section, name):
+            value = Path(getattr(getattr(config.load(), section), name)).absolute()
+        self.set(f"TOLLGATE_{section}__{name}".upper(), str(value))
 
     def write(self) -> None:
         """Its presence means: everything is up."""
@@ -122,34 +129,50 @@ class Environment:
 # ── the parts, in the order they start ──
 
 
-def _choose_files(env: Environment, state: Path) -> None:
-    """Everything of this stack stands in one directory, but for what the user put elsewhere."""
-    state.mkdir(parents=True, exist_ok=True)
-    env.forget()
-    env.set_default("TOLLGATE_ISSUER__KEYS_DIR", state / "keys")
-    env.set_default("TOLLGATE_ISSUER__JWKS_FILE", state / "jwks.json")
-    env.set_default("TOLLGATE_GATE__STATE_DIR", state / "state")
-    env.set_default("TOLLGATE_GATE__SEALING_KEY", state / "sealing" / "public.jwk")
+def _claim(stack: ExitStack, state: Path) -> Environment:
+    """Everything of this stack stands in one directory, ours alone, but for what the user put elsewhere."""
+    env = Environment(state / "env")
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((state / LOCK_FILE).open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        common.fail(
+            f"another `tollgate up` runs in {_short(state)}: stop that one, or choose another directory by --state"
+        )
+    stack.callback(env.forget)
+    env.forget()  # that of one which was killed
+    env.set_default("issuer", "keys_dir", state / "keys")
+    env.set_default("issuer", "jwks_file", state / "jwks.json")
+    env.set_default("gate", "state_dir", state / "state")
+    env.set_default("gate", "sealing_key", state / "sealing" / "public.jwk")
+    return env
 
 
-def _start_kafka(stack: ExitStack, state: Path, port: int | None, *, given: str | None) -> str | None:
-    """The address of a local Kafka, or None when one was named."""
-    if given is not None:
-        return None
+def _start_kafka(
+    stack: ExitStack, env: Environment, state: Path, port: int | None, bootstrap: str | None
+) -> LocalKafka | None:
+    """A local Kafka, or None where an address was given: by an option, the environment or tollgate.toml."""
+    from app import config
     from app.local.kafka import KAFKA_VERSION, LocalKafka, LocalKafkaError
     from app.local.ports import is_free
 
+    settings = common.settings_of(bootstrap)
+    if bootstrap is not None or config.is_given("kafka", "bootstrap"):
+        env.set("TOLLGATE_BOOTSTRAP", settings.kafka.bootstrap)
+        return None
     if port is None:
         port = KAFKA_PORT if is_free(KAFKA_PORT) else 0
     common.say(f"starting Apache Kafka {KAFKA_VERSION} ...")
-    cache_dir = common.settings_of().local.cache_dir
-    kafka = LocalKafka(state / "kafka", port=port, cache_dir=cache_dir, say=common.say)
+    data = settings.local.data_dir if config.is_given("local", "data_dir") else state / "kafka"
+    kafka = LocalKafka(data, port=port, cache_dir=settings.local.cache_dir, say=common.say)
+    stack.callback(kafka.stop)
     try:
         kafka.start()
     except LocalKafkaError as error:
         common.fail(str(error))
-    stack.callback(kafka.stop)
-    return kafka.bootstrap
+    env.set("TOLLGATE_BOOTSTRAP", kafka.bootstrap)
+    return kafka
 
 
 def _set_up(settings: Settings, state: Path, lanes: int | None) -> None:
@@ -172,8 +195,25 @@ def _set_up(settings: Settings, state: Path, lanes: int | None) -> None:
         ),
     )
     definitions = [*registry.read_definitions(jobs, "jobs"), *registry.read_definitions(trust, "trust")]
-    common.run(registry.apply(settings, definitions, dry_run=False))
     common.say(f"jobs and trust rules: {_short(jobs)}, {_short(trust)}")
+    for change in common.run(registry.add_missing(settings, definitions)):
+        if change.action == "changed":
+            _tell_kept(change, _short(jobs if change.kind == "jobs" else trust))
+
+
+def _tell_kept(change: Change, file: str) -> None:
+    """Who runs this against a cluster of others must not alter what they rely on."""
+    if change.kind == "jobs":
+        common.say(
+            f"WARNING: the registry has another job {change.name} than {file}; it stays as it is "
+            f"(`tollgate jobs apply {file}` changes it)"
+        )
+    else:
+        common.say(
+            f"WARNING: the registry has another trust rule for {change.name} than {file}; it stays as it is, so gates "
+            f"may refuse tokens that are issued here: set TOLLGATE_ISSUER__ISSUER to a name of your own, or, if the "
+            f"rule is yours to change, `tollgate trust apply {file}`"
+        )
 
 
 def _make_keys(settings: Settings) -> None:
@@ -224,18 +264,32 @@ def _probes(settings: Settings, workers: int) -> list[str]:
     return [f"http://{host}:{port + index}/readyz" for index in range(workers)]
 
 
-def _await_ready(urls: list[str], gate: BrokerProcess, stopping: threading.Event) -> bool:
+def _await_ready(urls: list[str], gate: BrokerProcess, kafka: LocalKafka | None) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     common.say("starting the gate ...")
     for url in urls:
         while not _answers(url):
-            if stopping.wait(0.1):
-                return False
+            time.sleep(READY_POLL_S)
+            _fail_if_kafka_died(kafka)
             if not gate.is_alive:
                 common.fail(f"the gate did not start: {gate.cause_of_death()}; its log: {gate.log_file}")
             if time.monotonic() > deadline:
                 common.fail(f"the gate was not ready within {READY_TIMEOUT_S:.0f} s; its log: {gate.log_file}")
-    return True
+
+
+def _watch(gate: BrokerProcess, kafka: LocalKafka | None) -> NoReturn:
+    """Until a signal interrupts it, or a part ends by itself."""
+    while True:
+        time.sleep(WATCH_INTERVAL_S)
+        _fail_if_kafka_died(kafka)
+        if not gate.is_alive:
+            common.fail(f"the gate ended: {gate.cause_of_death()}; its log: {gate.log_file}")
+
+
+def _fail_if_kafka_died(kafka: LocalKafka | None) -> None:
+    died = None if kafka is None else kafka.dead_node()
+    if died is not None:
+        common.fail(died)
 
 
 def _answers(url: str) -> bool:
