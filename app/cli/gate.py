@@ -32,4 +32,11 @@ def gate(
 
     settings = common.settings_of(bootstrap, prefix, gate__workers=workers)
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
-    raise typer.Exit(supervisor.run(settings))
+    try:
+        code = supervisor.run(settings)
+    except supervisor.UnmendableError as error:
+        told = common.sentence_of(error.__cause__) if error.__cause__ is not None else None
+        if told is None:
+            raise
+        common.fail(told[0], supervisor.UNMENDABLE + told[1])
+    raise typer.Exit(code)

@@ -1,6 +1,7 @@
 """`tollgate gate`: one worker process per core, restarted when it falls, stopped in order when told to.
 
-A worker that keeps falling for one cause stops the gate: a crash loop hides what a stopped process says.
+A worker that keeps falling for one cause stops the gate: a crash loop hides what a stopped process says. One that ends
+by what its successor would end by stops it at once.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from app.config import Settings
+from app.config import ConfigError, Settings
 from app.local import tether
 from app.logs import Event, log
+
+if TYPE_CHECKING:
+    from app.stream.topic_check import Deployment
 
 RESTARTS_MAX: Final = 3  # of one worker within the window; then the gate stops and says so
 RESTART_WINDOW_S: Final = 60.0
@@ -23,14 +28,23 @@ RESTART_WAIT_S: Final = 1.0
 STOP_WAIT_S: Final = 20.0
 POLL_S: Final = 0.1
 INDEX_VARIABLE: Final = "TOLLGATE_WORKER_INDEX"
-_ENDED_ON_PURPOSE: Final = (0, 2)  # done; or a setting or a topic is wrong, which a restart does not mend
+UNMENDABLE: Final = 128  # a worker's exit code is this and that of the gate when a restart would not mend it
+_ENDED_ON_PURPOSE: Final = (0, 2)  # done; or a setting is wrong
+
+
+class UnmendableError(Exception):
+    """A worker of several cannot work: its topics, or whatever kept it from looking at them, are the cause of this."""
 
 
 def run(settings: Settings) -> int:
-    """Run the gate until SIGTERM or SIGINT. Returns the exit code: 0, or that of a worker that could not go on."""
+    """Run the gate until SIGTERM or SIGINT. Returns the exit code: 0, or that of a worker that could not go on.
+
+    Raises ConfigError and what `_work` does; UnmendableError as one of several workers.
+    """
+    _require_state_dir(settings.gate.state_dir)
     workers = settings.gate.workers or os.cpu_count() or 1
     if INDEX_VARIABLE in os.environ:
-        _work(settings, int(os.environ[INDEX_VARIABLE]))
+        _work_as_one_of_several(settings, int(os.environ[INDEX_VARIABLE]))
         return 0
     if workers == 1:
         _work(settings, 0)
@@ -38,22 +52,58 @@ def run(settings: Settings) -> int:
     return _Workers(workers).run()
 
 
+def _require_state_dir(directory: Path) -> None:
+    """Before lanes are taken from gates that could decide them. Raises ConfigError."""
+    probe = directory / f".writable-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe.write_bytes(b"\n")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"setting gate.state_dir is {directory}, where the gate cannot keep its stores ({error.strerror}): "
+            "name a directory that it may write"
+        ) from None
+
+
+def _work_as_one_of_several(settings: Settings, index: int) -> None:
+    try:
+        deployment = _checked(settings)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise UnmendableError from error
+    from app.stream import administration, worker
+
+    try:
+        worker.run(settings, deployment, index)
+    except administration.TopicsError as error:
+        raise UnmendableError from error
+
+
 def _work(settings: Settings, index: int) -> None:
     """Check the topics, then be a worker until told to stop.
 
     Raises TopicsError where a topic breaks a guarantee, ConfigError, KafkaException or KafkaError.
     """
+    deployment = _checked(settings)
+    from app.stream import worker
+
+    worker.run(settings, deployment, index)
+
+
+def _checked(settings: Settings) -> Deployment:
     # Imported here: who only supervises needs none of it. And a restart is to decide within a second of the process's
     # start, so the check, which mostly waits for the broker, does so while the rest of the worker is imported.
     from app.stream import administration
 
     with ThreadPoolExecutor(1) as pool:
         checking = pool.submit(administration.check, settings)
-        from app.stream import worker
+        from app.stream import worker  # noqa: F401
     checked = checking.result()
     if checked.deployment is None or checked.fatal:
         raise administration.TopicsError(checked.complaint)
-    worker.run(settings, checked.deployment, index)
+    return checked.deployment
 
 
 class _Workers:
@@ -95,9 +145,11 @@ class _Workers:
         now = time.monotonic()
         falls = [at for at in self._falls[index] if now - at < RESTART_WINDOW_S] + [now]
         self._falls[index] = falls
-        if ended in _ENDED_ON_PURPOSE or len(falls) > RESTARTS_MAX:
+        # One that fell before may have fallen with a broker that is on its way back: it is restarted as after any fall.
+        unmendable = ended > UNMENDABLE and len(falls) == 1
+        if unmendable or ended in _ENDED_ON_PURPOSE or len(falls) > RESTARTS_MAX:
             self._stop()
-            return ended if ended > 0 else 1
+            return max(ended - UNMENDABLE if ended > UNMENDABLE else ended, 1)
         time.sleep(RESTART_WAIT_S)
         self._start(index)
         return 0

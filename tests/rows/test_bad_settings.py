@@ -37,6 +37,7 @@ def told(world: World, *words: str, code: int, env: dict[str, str] | None = None
         ({"TOLLGATE_KAFKA__SECURITY_PROTOCOL": "TLS"}, ("kafka.security_protocol", "TLS", "SSL")),
         ({"TOLLGATE_CONFIG": "/nowhere/tollgate.toml"}, ("TOLLGATE_CONFIG", "/nowhere/tollgate.toml")),
         ({"TOLLGATE_GATE__SEALING_KEY": "/nowhere/key.jwk"}, ("gate.sealing_key", "/nowhere/key.jwk")),
+        ({"TOLLGATE_GATE__STATE_DIR": "/proc/state"}, ("gate.state_dir", "/proc/state")),
         ({"TOLLGATE_GATE__JWKS_CAFILE": "/nowhere/ca.pem"}, ("gate.jwks_cafile", "/nowhere/ca.pem")),
     ],
 )
