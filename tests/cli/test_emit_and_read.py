@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from app.cli import doctor
 from app.gate.reasons import BY_CODE
+from app.gate.records import Checkpoint
+from app.stream.inspection import FoundCheckpoint
 from tests.cli.program import PROGRAM, Said, tollgate
 from tests.support.gates import GateProcess, environment, found
 from tests.support.issuer import JOB, OtherIssuer
@@ -219,6 +222,32 @@ def test_the_doctor_names_an_open_transaction_that_holds_triggers_back(deploymen
     held = next(row for row in said.rows if row["what"].startswith("transactions on"))
     assert "partition 2" in held["what"]
     assert "kafka-transactions.sh" in held["mend"]
+
+
+def test_the_doctor_tells_of_triggers_that_nobody_decides(broker: str, prefix: str, tmp_path: Path) -> None:
+    issuer, env = OtherIssuer(prefix), environment(broker, prefix)
+    found(broker, prefix, 2, issuer, tmp_path)
+    assert Deployment(env, issuer).emit().code == 0
+    said = tollgate(env, "doctor")
+    assert said.code == 1
+    rows = {row["what"]: row for row in said.rows}
+    assert (rows["gates"]["verdict"], rows["lag"]["verdict"]) == ("bad", "warn")
+    assert "nobody decides" in rows["lag"]["found"]
+    assert rows["lag"]["mend"]
+
+
+@pytest.mark.parametrize(("since_s", "verdict"), [(5, "ok"), (85, "ok"), (95, "bad")])
+def test_the_doctor_tells_of_a_lane_whose_gate_decides_nothing(since_s: int, verdict: str) -> None:
+    now_s = 1_800_000_000
+    checkpoint = Checkpoint(0, 2, "birth", 1, 1, 1, now_s * 1_000, "")
+    checkpoints = {
+        0: FoundCheckpoint(checkpoint, now_s * 1_000),
+        1: FoundCheckpoint(checkpoint, (now_s - since_s) * 1_000),
+    }
+    row = doctor._lag({0: 7, 1: 1}, checkpoints, now_s, gates=True)
+    assert row.verdict == verdict
+    assert ("lane 1 has decided nothing" in row.found) == (verdict == "bad")
+    assert doctor._lag({0: 7, 1: 0}, checkpoints, now_s, gates=True).verdict == "ok"
 
 
 # ── programs that are not ours (M-11, M-10) ──
