@@ -8,6 +8,7 @@ the start: a misspelt limit must not pass as the default.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,6 +151,16 @@ Given = dict[str, dict[str, Any]]  # section → setting → value, as one sourc
 _SECTIONS: Final[dict[str, type[Section]]] = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 # Short names for what is set on almost every command.
 _SHORT_ENV: Final = {"TOLLGATE_BOOTSTRAP": ("kafka", "bootstrap"), "TOLLGATE_PREFIX": ("kafka", "prefix")}
+_ALSO_READ: Final = ("TOLLGATE_CONFIG", "TOLLGATE_TOKEN", "TOLLGATE_TRACEBACK")
+# The supervisor's own, and those of scripts and tests.
+_NO_SETTINGS: Final = {
+    *_ALSO_READ, "TOLLGATE_WORKER_INDEX", "TOLLGATE_ROOT", "TOLLGATE_PYTHON", "TOLLGATE_ROWS_FULL", "TOLLGATE_FUZZ",
+}  # fmt: skip
+_OF_TESTS: Final = "TOLLGATE_TEST_"
+# Kubernetes tells containers of services: of one named tollgate, TOLLGATE_SERVICE_HOST, TOLLGATE_PORT=tcp://… and more.
+_OF_KUBERNETES: Final = re.compile(
+    r"TOLLGATE(_[A-Z0-9]+)*?_(SERVICE_(HOST|PORT(_[A-Z0-9]+)*)|PORT_[0-9]+_(TCP|UDP|SCTP)(_[A-Z]+)?|(?P<port>PORT))"
+)
 _SEE: Final = "see `tollgate --help` and the README's table of settings"
 
 
@@ -195,18 +206,36 @@ def _from_file() -> Given:
 
 
 def _from_environment() -> Given:
-    """TOLLGATE_KAFKA__BOOTSTRAPP must not be passed over in silence; names outside our sections are not ours."""
+    """TOLLGATE_KAFKA__BOOTSTRAPP and TOLLGATE_BOOTSTRP must not be passed over in silence."""
     given: Given = {section: {} for section in _SECTIONS}
     for variable, (section, name) in _SHORT_ENV.items():
         if variable in os.environ:
             given[section][name] = os.environ[variable]
     for variable, value in os.environ.items():
-        if variable.startswith("TOLLGATE_") and "__" in variable:
-            section, _, name = variable.removeprefix("TOLLGATE_").lower().partition("__")
-            if section not in _SECTIONS or name not in _SECTIONS[section].__struct_fields__:
-                raise ConfigError(f"{variable} in the environment is not a setting; see the README's table of settings")
-            given[section][name] = value
+        if not variable.startswith("TOLLGATE_") or _is_no_setting(variable, value):
+            continue
+        section, _, name = variable.removeprefix("TOLLGATE_").lower().partition("__")
+        if section not in _SECTIONS or name not in _SECTIONS[section].__struct_fields__:
+            raise ConfigError(
+                f"{variable} in the environment is not a setting; did you mean {_nearest(variable)}? "
+                "See the README's table of settings"
+            )
+        given[section][name] = value
     return given
+
+
+def _is_no_setting(variable: str, value: str) -> bool:
+    if variable in _SHORT_ENV or variable in _NO_SETTINGS or variable.startswith(_OF_TESTS):
+        return True
+    of_kubernetes = _OF_KUBERNETES.fullmatch(variable)
+    return of_kubernetes is not None and (of_kubernetes["port"] is None or "://" in value)
+
+
+def _nearest(variable: str) -> str:
+    import difflib  # only to fail
+
+    known = [f"TOLLGATE_{setting.section}__{setting.name}".upper() for setting in every()]
+    return difflib.get_close_matches(variable, [*_SHORT_ENV, *_ALSO_READ, *known], 1, cutoff=0)[0]
 
 
 def _from_arguments(overrides: Mapping[str, Any]) -> Given:

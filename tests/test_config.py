@@ -65,15 +65,48 @@ def test_a_setting_that_is_wrong_is_named_with_what_it_may_be(toml: str, words: 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("variable", ["TOLLGATE_GATE__GRACES", "TOLLGATE_GATES__GRACE_S"])
-def test_a_misspelt_variable_is_refused_and_one_of_others_is_not(
-    monkeypatch: pytest.MonkeyPatch, variable: str
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("TOLLGATE_GATE__GRACES", "TOLLGATE_GATE__GRACE_S"),
+        ("TOLLGATE_GATES__GRACE_S", "TOLLGATE_GATE__GRACE_S"),
+        ("TOLLGATE_BOOTSTRP", "TOLLGATE_BOOTSTRAP"),
+        ("TOLLGATE_TELEMETRY_PORT", "TOLLGATE_TELEMETRY__PORT"),
+        ("TOLLGATE_CONFG", "TOLLGATE_CONFIG"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_that_is_known(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
 ) -> None:
-    monkeypatch.setenv("TOLLGATE_ROOT", "/not/ours")
-    config.load()
     monkeypatch.setenv(variable, "1")
-    with pytest.raises(ConfigError, match=variable):
+    with pytest.raises(ConfigError, match=rf"{variable} .* {meant}\?"):
         config.load()
+
+
+def test_variables_that_others_set_and_are_no_settings_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {"TOLLGATE_ROOT": "/ours", "TOLLGATE_TOKEN": "x.y.z", "TOLLGATE_TEST_BOOTSTRAP": "there:1"}
+    # What Kubernetes gives a container beside services named tollgate and tollgate-gate.
+    for service in ("TOLLGATE", "TOLLGATE_GATE"):
+        others |= {
+            f"{service}_SERVICE_HOST": "10.0.0.1",
+            f"{service}_SERVICE_PORT": "9464",
+            f"{service}_SERVICE_PORT_METRICS": "9464",
+            f"{service}_PORT": "tcp://10.0.0.1:9464",
+            f"{service}_PORT_9464_TCP": "tcp://10.0.0.1:9464",
+            f"{service}_PORT_9464_TCP_ADDR": "10.0.0.1",
+        }
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    assert config.load() == config.Settings()
+
+
+def test_a_setting_that_is_said_is_given_be_it_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not config.is_given("kafka", "bootstrap")
+    monkeypatch.setenv("TOLLGATE_BOOTSTRAP", config.Settings().kafka.bootstrap)
+    Path("tollgate.toml").write_text('[local]\ndata_dir = "there"\n')
+    assert config.is_given("kafka", "bootstrap")
+    assert config.is_given("local", "data_dir")
+    assert not config.is_given("local", "cache_dir")
 
 
 def test_settings_do_not_change() -> None:
