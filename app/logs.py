@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
+LIBRARY_CHARACTERS_MAX: Final = 500
+
 
 class Event:
     """Names of log events. Stable: alerts and tests rely on them."""
@@ -41,6 +43,7 @@ class Event:
     BATCH_TOO_LARGE: Final = "batch_too_large"
     HANDOFF_FOREIGN: Final = "handoff_foreign"
     FETCH_FAILED: Final = "fetch_failed"
+    LIBRARY: Final = "library"
 
 
 Entry = dict[str, Any]
@@ -102,11 +105,24 @@ _COLOURS: Final = {"warning": "\x1b[33m", "error": "\x1b[31m"}
 log: Final = Log()
 
 
+class _FromLibraries(logging.Handler):
+    """What libraries tell the standard library: an entry like any other, so that every line can be read by machines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fields = {"logger": record.name, "what": record.getMessage()[:LIBRARY_CHARACTERS_MAX]}
+            if record.exc_info and record.exc_info[1] is not None:
+                fields["error"] = repr(record.exc_info[1])[:LIBRARY_CHARACTERS_MAX]
+            log.warning(Event.LIBRARY, **fields)
+        except Exception:
+            self.handleError(record)
+
+
 def configure_logging(level: str = "info", log_format: str = "auto") -> None:
     """Structured logs to stderr: JSON for machines, coloured lines on a terminal."""
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
     log.configure(number, _json_line if as_json else _console_line)
-    # The clients log through the standard library; what they say of connections is worth a line, no more.
-    logging.basicConfig(stream=sys.stderr, level=max(number, logging.WARNING), format="%(message)s", force=True)
+    # What clients say of connections is worth a line, no more; and a warning: whether it matters, our own events say.
+    logging.basicConfig(handlers=[_FromLibraries()], level=max(number, logging.WARNING), force=True)
     logging.getLogger("aiokafka").setLevel(logging.ERROR if number > logging.DEBUG else logging.INFO)

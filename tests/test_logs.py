@@ -63,6 +63,25 @@ def test_entries_go_elsewhere_for_as_long_as_asked(fresh: logs.Log, capsys: pyte
     assert capsys.readouterr().err == ""
 
 
+def test_what_libraries_log_is_an_entry_too() -> None:
+    program = """
+import logging
+from app.logs import configure_logging
+configure_logging("info", "json")
+logging.getLogger("aiokafka.conn").error("Unable connect to node with id %s: %s", 1, "a\\nb")
+logging.getLogger("aiokafka.conn").warning("of no worth")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("asyncio").exception("Task exception was never retrieved")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, second = (json.loads(line) for line in done.stderr.splitlines())
+    assert (first["event"], first["level"], first["logger"]) == ("library", "warning", "aiokafka.conn")
+    assert first["what"] == "Unable connect to node with id 1: a\nb"
+    assert (second["event"], second["error"]) == ("library", "ZeroDivisionError('division by zero')")
+
+
 def loaded_by(statement: str) -> set[str]:
     listed = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
