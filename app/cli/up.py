@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shlex
 import sys
 import time
 import urllib.error
@@ -17,6 +16,7 @@ import typer
 
 from app.cli import common, samples
 from app.cli.common import Bootstrap, Prefix
+from app.cli.environment import Environment
 from app.cli.stopping import Interrupted, interrupt_on_signals
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ STOP_TIMEOUT_S: Final = 20.0
 WATCH_INTERVAL_S: Final = 0.3
 READY_POLL_S: Final = 0.1
 LOCK_FILE: Final = ".up.lock"
-_STRONGER: Final = {"TOLLGATE_BOOTSTRAP": "TOLLGATE_KAFKA__BOOTSTRAP", "TOLLGATE_PREFIX": "TOLLGATE_KAFKA__PREFIX"}
 
 TRY_NEXT: Final = """\
 Everything is up. In another terminal:
@@ -96,36 +95,6 @@ def up(
     common.say("stopped")
 
 
-class Environment:
-    """Settings that differ from their defaults: given to our children, and written down for other terminals."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._set: dict[str, str] = {}
-
-    def set(self, name: str, value: str) -> None:
-        """Under the stronger name, too, where that is set outside: what an option says wins."""
-        for known in (name, _STRONGER.get(name, name)):
-            if known == name or known in os.environ:
-                os.environ[known] = self._set[known] = value
-
-    def set_default(self, section: str, name: str, value: Path) -> None:
-        """What the user says wins, and is written down: other terminals may be in other directories."""
-        from app import config
-
-        if config.is_given(section, name):
-            value = Path(getattr(getattr(config.load(), section), name)).absolute()
-        self.set(f"TOLLGATE_{section}__{name}".upper(), str(value))
-
-    def write(self) -> None:
-        """Its presence means: everything is up."""
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._set.items()]
-        self.file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    def forget(self) -> None:
-        self.file.unlink(missing_ok=True)
-
-
 # ── the parts, in the order they start ──
 
 
@@ -155,10 +124,14 @@ def _start_kafka(
     """A local Kafka, or None where an address was given: by an option, the environment or tollgate.toml."""
     from app import config
     from app.local.kafka import KAFKA_VERSION, LocalKafka, LocalKafkaError
-    from app.local.ports import is_free
+    from app.local.ports import is_free, port_of
 
     settings = common.settings_of(bootstrap)
-    if bootstrap is not None or config.is_given("kafka", "bootstrap"):
+    own = env.own_address()
+    if bootstrap is None and settings.kafka.bootstrap == own and is_free(port_of(own)):
+        # This shell has our env file from a stack that is gone: its clients go on with the address if it can be kept.
+        port = port_of(own) if port is None else port
+    elif bootstrap is not None or config.is_given("kafka", "bootstrap"):
         env.set("TOLLGATE_BOOTSTRAP", settings.kafka.bootstrap)
         return None
     if port is None:
@@ -172,6 +145,7 @@ def _start_kafka(
     except LocalKafkaError as error:
         common.fail(str(error))
     env.set("TOLLGATE_BOOTSTRAP", kafka.bootstrap)
+    env.remember_address(kafka.bootstrap)
     return kafka
 
 

@@ -25,6 +25,11 @@ def is_free(port: int) -> bool:
         return True
 
 
+def port_of(address: str) -> int:
+    """Of `host:port`."""
+    return int(address.rpartition(":")[2])
+
+
 def free_ports(count: int, choice: random.Random) -> list[int]:
     found: list[int] = []
     for port in choice.sample(FREE_PORTS, TRIES):

@@ -122,6 +122,31 @@ def test_a_kafka_that_dies_is_told_and_ends_it(start: Start) -> None:
     assert not (up.state / "env").exists()
 
 
+def test_another_terminal_has_the_program_by_the_env_file_and_may_start_the_stack_again(
+    start: Start, tmp_path: Path
+) -> None:
+    data = tmp_path / "its data"
+    up = start("--port", "0", TOLLGATE_LOCAL__DATA_DIR=str(data))
+    up.await_said(READY)
+    assert list(data.glob("node-1/data/*"))
+    shown = subprocess.run(
+        ["/bin/sh", "-c", '. "$0"; env; tollgate topics check', up.state / "env"],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    settled = dict(line.split("=", 1) for line in shown.stdout.splitlines() if line.startswith("TOLLGATE_"))
+    up.signal(signal.SIGTERM)
+    assert up.wait() == 0
+
+    again = start(**settled, TOLLGATE_LOCAL__DATA_DIR=str(data))
+    again.await_said(READY)
+    assert "starting Apache Kafka" in again.said
+    assert f"TOLLGATE_BOOTSTRAP={settled['TOLLGATE_BOOTSTRAP']}\n" in (again.state / "env").read_text()
+    again.signal(signal.SIGTERM)
+    assert again.wait() == 0
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("after_s", [0.3, 2])
 def test_one_that_starts_stops_at_once_and_leaves_nothing(
