@@ -24,6 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.stopping import Interrupted, interrupt_on_signals
+from app.local import tether
+
 ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 150
 NIGHTLY, RESIZE, BACKUP = "reports/nightly", "images/resize", "database/backup"
@@ -47,8 +50,10 @@ def stack(state: Path) -> Iterator[None]:
     """`tollgate up` in the background; its settings are in our environment while it runs."""
     for name in [name for name in os.environ if name.startswith("TOLLGATE_")]:
         del os.environ[name]
+    # Tethered: it goes, and with it what it started, should this script be killed before it can stop it.
+    command = ["tollgate", "up", "--state", state, "--lanes", "4", "--port", "0"]
     up = subprocess.Popen(
-        ["tollgate", "up", "--state", state, "--lanes", "4", "--port", "0"],
+        [sys.executable, tether.__file__, str(os.getpid()), "/usr/bin/env", *command],
         cwd=state, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -64,16 +69,25 @@ def stack(state: Path) -> Iterator[None]:
             sys.exit("demo: `tollgate up` failed; the lines above say why")
         for line in (state / "env").read_text().splitlines():
             name, _, value = line.removeprefix("export ").partition("=")
-            os.environ[name] = shlex.split(value)[0]
+            if name != "PATH":  # ours has it already
+                os.environ[name] = shlex.split(value)[0]
         yield
+    except BaseException:
+        print("demo: stopping everything that was started ...", file=sys.stderr, flush=True)
+        raise
     finally:
-        up.send_signal(signal.SIGINT)
-        try:
-            up.communicate(timeout=40)
-        except subprocess.TimeoutExpired:
-            up.kill()
+        stop(up)
     if up.returncode != 0:
         sys.exit(f"demo: `tollgate up` ended with {up.returncode}")
+
+
+def stop(up: subprocess.Popen[str]) -> None:
+    up.send_signal(signal.SIGINT)
+    try:
+        up.communicate(timeout=40)
+    except subprocess.TimeoutExpired:
+        up.kill()
+        up.communicate()
 
 
 def tollgate(*arguments: str, token: str | None = None, codes: tuple[int, ...] = (0,)) -> str:
@@ -298,6 +312,7 @@ def show_outputs(results: list[tuple[Case, dict[str, Any]]]) -> int:
 
 
 def main() -> None:
+    interrupt_on_signals()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tollgate-demo-") as directory:
         out.print(Text("Starting everything on this machine", "bold"))
@@ -317,4 +332,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted as told:
+        sys.exit(told.code)
