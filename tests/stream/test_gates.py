@@ -133,7 +133,7 @@ LIVE: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
         lambda admin, topic: admin.incremental_alter_configs(
             [ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[
                 ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)])]
-        ),
+        ).popitem()[1].result(30),
     ),
 }  # fmt: skip
 
@@ -146,10 +146,8 @@ async def test_a_gate_does_not_go_on_when_a_topic_comes_to_break_a_guarantee(run
     await until("the gate has every lane", lambda: lanes_of(gate) == set(range(LANES)))
     await running.send(5)
     await running.all_answered()
-    began = time.monotonic()
     await asyncio.to_thread(break_it, connect(Kafka(bootstrap=running.broker)), f"{running.prefix}{topic}")
-    assert await asyncio.to_thread(gate.wait) == 1
-    assert time.monotonic() - began < 30
+    assert await asyncio.to_thread(gate.wait, 90) == 1
     (*_, last) = gate.log_file.read_text().splitlines()
     assert f"{running.prefix}{topic}" in last
     assert "Traceback" not in gate.log_file.read_text()
