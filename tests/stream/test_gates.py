@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import (
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    NewPartitions,
-    NewTopic,
-    ResourceType,
-)
+from confluent_kafka.admin import NewPartitions, NewTopic
 
 from app.config import Kafka
 from app.stream.inspection import connect
@@ -128,13 +121,6 @@ LIVE: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
         "triggers", lambda admin, topic: admin.create_partitions([NewPartitions(topic, 2 * LANES)])[topic].result(30),
     ),
     "a topic is deleted": ("idempotency", lambda admin, topic: admin.delete_topics([topic])[topic].result(30)),
-    "another policy is set": (
-        "checkpoints",
-        lambda admin, topic: admin.incremental_alter_configs(
-            [ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[
-                ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)])]
-        ).popitem()[1].result(30),
-    ),
 }  # fmt: skip
 
 
