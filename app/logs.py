@@ -86,7 +86,7 @@ class Log:
 
 def _json_line(entry: Entry) -> None:
     # Escaped to ASCII: no stranger's text ends a line, colours a terminal or turns its direction.
-    print(json.dumps(entry, default=str), file=sys.stderr, flush=True)
+    _write_line(json.dumps(entry, default=str))
 
 
 def _console_line(entry: Entry) -> None:
@@ -97,7 +97,13 @@ def _console_line(entry: Entry) -> None:
         if name not in {"event", "level", "timestamp"}
     )
     line = f"{entry['timestamp'][11:23]} {entry['level']:<7} {entry['event']:<18} {fields}".rstrip()
-    print(f"{colour}{line}\x1b[0m" if colour else line, file=sys.stderr, flush=True)
+    _write_line(f"{colour}{line}\x1b[0m" if colour else line)
+
+
+def _write_line(line: str) -> None:
+    # In one piece: workers share a stderr, and print() writes the line's end by itself where Python does not buffer.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 _COLOURS: Final = {"warning": "\x1b[33m", "error": "\x1b[31m"}

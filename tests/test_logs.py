@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -44,6 +45,23 @@ def test_json_entries_carry_event_level_time_and_fields(fresh: logs.Log, capsys:
     entry = json.loads(capsys.readouterr().err)
     assert entry.pop("timestamp").endswith("Z")
     assert entry == {"event": "jwks_failed", "level": "error", "issuer": HOSTILE, "holding": True}
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_an_entry_is_written_in_one_piece(fresh: logs.Log, monkeypatch: pytest.MonkeyPatch, log_format: str) -> None:
+    """Workers share a stderr: between two pieces of one's entry another's would stand."""
+    pieces: list[str] = []
+
+    class Unbuffered(io.StringIO):
+        def write(self, text: str, /) -> int:
+            pieces.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Unbuffered())
+    logs.configure_logging("info", log_format)
+    fresh.info(logs.Event.GATE_STARTED, pid=1)
+    fresh.info(logs.Event.GATE_STOPPED, pid=1)
+    assert [piece.count("\n") for piece in pieces] == [1, 1]
 
 
 def test_entries_below_the_level_are_not_written(fresh: logs.Log, capsys: pytest.CaptureFixture[str]) -> None:

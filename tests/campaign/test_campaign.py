@@ -15,6 +15,7 @@ TRIGGERS_MIN = 60_000
 
 @pytest.mark.slow
 @pytest.mark.broker
+@pytest.mark.timeout(1_800)
 def test_faults_of_gates_brokers_and_wire_under_load_lose_nothing_and_double_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,35 +9,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from confluent_kafka.admin import (
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    NewPartitions,
-    NewTopic,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from tests.campaign import strikes
 from tests.campaign.stage import Fault, Stage
 from tests.support import gates
+from tests.support.altering import alter
 from tests.support.gates import GateProcess
 from tests.support.issuer import OtherIssuer
 
 REFUSED_WITHIN_S = 10.0
 REFUSED_LIVE_WITHIN_S = 30.0
 TWO_LANES = 2
-
-
-def set_topic(admin: AdminClient, topic: str, **settings: str) -> None:
-    entries = [
-        ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
-        for name, value in settings.items()
-    ]
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result(30)
 
 
 # ── F17: what breaks a guarantee is refused ──
@@ -70,19 +53,19 @@ MISUSES: dict[str, tuple[str, Callable[[AdminClient, str], None]]] = {
     "a topic was made anew": ("idempotency", _recreated),
     "partitions were raised": ("triggers", _raised),
     "producers' times are taken": (
-        "triggers", lambda admin, prefix: set_topic(admin, f"{prefix}triggers", message_timestamp_type="CreateTime"),
+        "triggers", lambda admin, prefix: alter(admin, f"{prefix}triggers", message_timestamp_type="CreateTime"),
     ),
     "the changelog is deleted too soon": (
-        "idempotency", lambda admin, prefix: set_topic(admin, f"{prefix}idempotency", retention_ms="60000"),
+        "idempotency", lambda admin, prefix: alter(admin, f"{prefix}idempotency", retention_ms="60000"),
     ),
     "checkpoints are deleted": (
-        "checkpoints", lambda admin, prefix: set_topic(admin, f"{prefix}checkpoints", cleanup_policy="delete"),
+        "checkpoints", lambda admin, prefix: alter(admin, f"{prefix}checkpoints", cleanup_policy="delete"),
     ),
     "jobs are compacted": (
-        "jobs", lambda admin, prefix: set_topic(admin, f"{prefix}jobs", cleanup_policy="compact"),
+        "jobs", lambda admin, prefix: alter(admin, f"{prefix}jobs", cleanup_policy="compact"),
     ),
     "triggers may outgrow their dead letters": (
-        "triggers", lambda admin, prefix: set_topic(admin, f"{prefix}triggers", max_message_bytes="10000000"),
+        "triggers", lambda admin, prefix: alter(admin, f"{prefix}triggers", max_message_bytes="10000000"),
     ),
 }  # fmt: skip
 
@@ -134,7 +117,7 @@ def compaction(stage: Stage, row: str, count: int, told: Callable[[int], None]) 
     """The cleaner runs all the time; again and again every store is thrown away and restored from what it left."""
     admin = AdminClient({"bootstrap.servers": stage.bootstrap})
     topic = f"{stage.prefix}idempotency"
-    set_topic(
+    alter(
         admin, topic, segment_ms="1000", min_cleanable_dirty_ratio="0.01",
         max_compaction_lag_ms="2000",
     )  # fmt: skip

@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka.admin import (
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    NewTopic,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.cli.program import tollgate
+from tests.support.altering import alter
 from tests.support.gates import environment
 from tests.support.reader import read_topic
 
@@ -79,10 +73,7 @@ def _topic_of(command: str) -> _Printed:
 
 def _set(topic: str, name: str, value: str) -> Change:
     def change(admin: AdminClient, prefix: str) -> None:
-        entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, prefix + topic, incremental_configs=[entry])
-        for future in admin.incremental_alter_configs([resource]).values():
-            future.result(30)
+        alter(admin, prefix + topic, **{name: value})
 
     return change
 

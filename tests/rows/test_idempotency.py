@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from tests.rows.world import (
     BY_EVENT_ID,
@@ -21,6 +21,7 @@ from tests.rows.world import (
     by_headers,
     plain,
 )
+from tests.support.altering import alter
 from tests.support.reader import read_topic
 
 ADMIN_TIMEOUT_S = 30
@@ -167,18 +168,6 @@ def settings_of(admin, topic):
     return {name: entry.value for name, entry in found.items()}
 
 
-def alter(admin, kind, name, **changes):
-    operation = AlterConfigOpType.SET
-    entries = [
-        ConfigEntry(
-            key.replace("_", "."), value, incremental_operation=AlterConfigOpType.DELETE if value is None else operation
-        )
-        for key, value in changes.items()
-    ]
-    resource = ConfigResource(kind, name, incremental_configs=entries)
-    admin.incremental_alter_configs([resource])[resource].result(ADMIN_TIMEOUT_S)
-
-
 def test_the_dedup_table_is_a_compacted_topic_kept_longer_than_every_window(world):
     settings = settings_of(AdminClient({"bootstrap.servers": world.bootstrap}), world.topic("idempotency"))
     assert set(settings["cleanup.policy"].split(",")) == {"compact", "delete"}
@@ -238,10 +227,10 @@ def test_the_table_is_restored_from_an_empty_changelog_one_of_markers_only_and_o
         before = _superseded(small)
         assert before >= 20
         quick = {"segment_ms": "100", "min_cleanable_dirty_ratio": "0.01"}
-        alter(admin, ResourceType.TOPIC, small.topic("idempotency"), **quick)
+        alter(admin, small.topic("idempotency"), **quick)
         brokers = [str(number) for number in admin.list_topics(timeout=ADMIN_TIMEOUT_S).brokers]
         for number in brokers:
-            alter(admin, ResourceType.BROKER, number, log_cleaner_backoff_ms="200")
+            alter(admin, number, kind=ResourceType.BROKER, log_cleaner_backoff_ms="200")
         try:
             deadline = time.monotonic() + 90
             rolled = 0
@@ -251,7 +240,7 @@ def test_the_table_is_restored_from_an_empty_changelog_one_of_markers_only_and_o
                 time.sleep(0.2)
         finally:
             for number in brokers:
-                alter(admin, ResourceType.BROKER, number, log_cleaner_backoff_ms=None)
+                alter(admin, number, kind=ResourceType.BROKER, log_cleaner_backoff_ms=None)
         restart_without_state()
         still_duplicates()
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
 
 from tests.rows.aside import Aside
 from tests.rows.world import TIMEOUT_S, Trigger, World, plain
+from tests.support.altering import alter
 
 GRACE_S = 60
 LEFT_S = 8  # what is left of the token's time, grace included, when the gates stand still
@@ -45,6 +46,8 @@ def test_a_topic_that_takes_producers_timestamps_is_refused_by_name_and_its_reco
     def webhook() -> Trigger:
         return plain(aside.ours.token(uses="many"))
 
+    aside.gate.stop()
+    aside.gate.start().wait_ready()  # a running gate looks at its topics every ten seconds, and ends when they are wrong
     with timestamps(aside, topic, "CreateTime"):
         aside.until("timestamp_type_invalid", webhook)  # the log follows its topic's setting after a moment
         live = plain(aside.ours.token())
@@ -56,6 +59,8 @@ def test_a_topic_that_takes_producers_timestamps_is_refused_by_name_and_its_reco
             for word in (topic, "message.timestamp.type", "CreateTime", "LogAppendTime"):
                 assert word in said
             assert "Traceback" not in said
+    aside.gate.stop()
+    aside.gate.start().wait_ready()
     aside.until("accepted", webhook)
     assert aside.present_one(live).verdict == "accepted", "the refusal used nothing up"
 
@@ -117,18 +122,11 @@ def send_with_timestamp(world: World, trigger: Trigger, timestamp_ms: int) -> st
 def timestamps(world: World, topic: str, kind: str) -> Iterator[None]:
     """The topic takes these timestamps meanwhile."""
     admin = AdminClient({"bootstrap.servers": world.bootstrap})
-
-    def set_to(value: str) -> None:
-        entry = ConfigEntry("message.timestamp.type", value, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-        for future in admin.incremental_alter_configs([resource]).values():
-            future.result(TIMEOUT_S)
-
-    set_to(kind)
+    alter(admin, topic, message_timestamp_type=kind)
     try:
         yield
     finally:
-        set_to("LogAppendTime")
+        alter(admin, topic, message_timestamp_type="LogAppendTime")
 
 
 def wait_for_log(aside: Aside, wanted: object) -> None:

@@ -404,7 +404,7 @@ class Gate:
             raise
 
     def kill(self) -> None:
-        """SIGKILL. Of one worker only: the workers of several would outlive their parent."""
+        """SIGKILL. Of one worker only: those of several are killed by the kernel a moment later."""
         assert self.workers == 1
         assert self.process is not None
         self.process.kill()

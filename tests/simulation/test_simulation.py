@@ -51,6 +51,7 @@ def test_a_planted_bug_is_found_by_a_check_that_is_there_for_it(name: str) -> No
     assert set(checks) & set(BUGS[name].caught_by), f"seed {seed}: only {checks}"
 
 
+@pytest.mark.slow
 def test_a_planted_bug_is_taken_out_again() -> None:
     before = simulate(0)[1]
     with planted("receipts_unordered"):

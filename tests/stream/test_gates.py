@@ -15,6 +15,7 @@ from confluent_kafka.admin import NewPartitions, NewTopic
 from app.config import Kafka
 from app.stream.inspection import connect
 from tests.support import gates, reader
+from tests.support.altering import alter
 from tests.support.emitting import emit, trigger, until
 from tests.support.gates import GateProcess
 from tests.support.invariants import Ledger, Seen, Sent, violations
@@ -121,6 +122,7 @@ LIVE: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
         "triggers", lambda admin, topic: admin.create_partitions([NewPartitions(topic, 2 * LANES)])[topic].result(30),
     ),
     "a topic is deleted": ("idempotency", lambda admin, topic: admin.delete_topics([topic])[topic].result(30)),
+    "another policy is set": ("checkpoints", lambda admin, topic: alter(admin, topic, cleanup_policy="delete")),
 }  # fmt: skip
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from app.config import Kafka
 from app.stream import store as stores
 from app.stream.inspection import connect
 from app.stream.lane import State
 from tests.support import memory, proxy, reader
+from tests.support.altering import alter
 from tests.support.deployments import Deployment, is_running
 from tests.support.emitting import Raw, emit, read_lane, receipts, trigger, until
 from tests.support.issuer import OtherIssuer
@@ -498,11 +498,8 @@ async def test_a_lane_whose_store_fails_for_a_while_goes_on_trying_and_decides_o
 
 
 async def _set(deployment: Deployment, topic: str, name: str, value: str) -> None:
-    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, deployment.topic(topic), incremental_configs=[entry])
     admin = connect(Kafka(bootstrap=deployment.bootstrap))
-    for future in admin.incremental_alter_configs([resource]).values():
-        await asyncio.to_thread(future.result, 30)
+    await asyncio.to_thread(alter, admin, deployment.topic(topic), **{name: value})
 
 
 async def _delete_all(deployment: Deployment, topic: str, lane: int) -> None:

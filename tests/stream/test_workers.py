@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -37,7 +38,7 @@ def started(gate: Popen[str]) -> int:
     assert gate.stderr is not None
     for line in gate.stderr:
         if '"gate_started"' in line:
-            return int(line.partition('"pid": ')[2].partition(",")[0])
+            return int(json.loads(line)["pid"])
     raise AssertionError("the gate ended")
 
 
