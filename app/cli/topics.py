@@ -99,8 +99,9 @@ def accept_gap(
 ) -> None:
     """Go on without records that were deleted undecided, or without a checkpoint that was lost.
 
-    A lane whose position lies outside its topic stops by name instead of guessing. This takes the lane's lock, sets its
-    position to the first record there is, and writes that to the audit.
+    A lane whose position lies outside its topic, or that has no checkpoint, stops by name instead of guessing. This
+    takes the lane's lock, sets its position and writes that to the audit: to the first record there is; where the
+    checkpoint is lost, behind the last trigger that the audit or a handoff shows, so that none runs twice.
 
     Example: tollgate topics accept-gap 3 --reason "retention too short" --yes
     """
@@ -114,5 +115,8 @@ def accept_gap(
     except gap.NoGap as error:
         common.fail(str(error), common.NOTHING_MATCHED)
     for one in accepted:
-        common.say(f"{one.topic}[{lane}]: offsets {one.from_offset} to {one.to_offset - 1} will never be decided")
+        if one.from_offset < one.to_offset:
+            common.say(f"{one.topic}[{lane}]: offsets {one.from_offset} to {one.to_offset - 1} will never be decided")
+        else:
+            common.say(f"{one.topic}[{lane}]: it goes on at offset {one.to_offset}")
     common.say("accepted, and written to the audit" if yes else "nothing was done: run it again with --yes to go on")

@@ -1,21 +1,24 @@
 """Accepting a gap: how ops lets a lane go on whose position lies outside its topic, or whose checkpoint was lost.
 
-A lane never resets by itself: records deleted undecided are triggers lost, and someone must know.
+A lane never resets by itself: records deleted undecided are triggers lost, and someone must know. Nor does it begin
+again where a checkpoint is lost: what its transactions left beside it tells where it stood.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from typing import Final
 
 import msgspec
 
 from app.config import Settings
 from app.gate import outputs
-from app.gate.records import AuditRecord, Checkpoint, Gap, GapRecord
+from app.gate.records import AuditRecord, Checkpoint, Gap, GapRecord, Handoff
 from app.stream import administration, restore
 from app.stream.cluster import Cluster
-from app.stream.log import Log, Partition
+from app.stream.log import Log, Partition, ReadRecord
+from app.stream.topic_check import Deployment
 from app.stream.topics import Topic
 
 NO_AUDIT_YET: Final = "0" * 64
@@ -48,12 +51,16 @@ async def accept(settings: Settings, lane: int, by: str, reason: str, *, commit:
         writer = await cluster.fence(f"{prefix}lane-{lane}", f"accept-gap-{os.getpid()}") if commit else None
         before = await _checkpoint(cluster, (names[Topic.CHECKPOINTS], lane), found.birth_id, found.lanes)
         positions, gaps = {}, []
-        for topic, position in _positions(before).items():
+        if before is not None:
+            stood = before.triggers_offset, before.handoffs_offset
+        else:
+            stood = await _stood(cluster, names, found, lane)
+        for topic, position in zip((Topic.TRIGGERS, Topic.HANDOFFS), stood, strict=True):
             marks = await cluster.watermarks((names[topic], lane))
-            positions[topic] = position
-            if position is None or not marks.start <= position <= marks.high:
-                positions[topic] = marks.start
-                gaps.append(Gap(topic.value, position or 0, marks.start, by, reason))
+            within = marks.start <= position <= marks.high
+            positions[topic] = position if within else marks.start
+            if before is None or not within:
+                gaps.append(Gap(topic.value, position, positions[topic], by, reason))
         if not gaps:
             raise NoGap(f"lane {lane} stands within its topics: nothing is missing")
         if writer is not None:
@@ -61,8 +68,8 @@ async def accept(settings: Settings, lane: int, by: str, reason: str, *, commit:
             record = GapRecord(lane, sequence + 1, head, [], gaps)
             out = outputs.audit(record)
             after = Checkpoint(
-                lane, found.lanes, found.birth_id, sequence + 1, positions[Topic.TRIGGERS] or 0,
-                positions[Topic.HANDOFFS] or 0, before.lane_clock_ms if before else 0, outputs.digest(out.value),
+                lane, found.lanes, found.birth_id, sequence + 1, positions[Topic.TRIGGERS],
+                positions[Topic.HANDOFFS], before.lane_clock_ms if before else 0, outputs.digest(out.value),
             )  # fmt: skip
             await writer.commit(
                 {
@@ -76,10 +83,49 @@ async def accept(settings: Settings, lane: int, by: str, reason: str, *, commit:
         await cluster.stop()
 
 
-def _positions(before: Checkpoint | None) -> dict[Topic, int | None]:
-    if before is None:
-        return {Topic.TRIGGERS: None, Topic.HANDOFFS: None}
-    return {Topic.TRIGGERS: before.triggers_offset, Topic.HANDOFFS: before.handoffs_offset}
+async def _stood(source: Log, names: dict[Topic, str], found: Deployment, lane: int) -> tuple[int, int]:
+    """The next offsets of triggers and handoffs of a lane without a checkpoint: nothing is decided twice.
+
+    Transactions take both in order, and each of a lane's triggers is, from then on, in the audit of the lane that
+    decided it or in a handoff to the lane that will. So a lane stood behind the last of these; where is none, at 0.
+    """
+    triggers = handoffs = 0
+    mine: dict[str, int] = {}  # handoffs to this lane, by the trigger's id
+    for other in range(found.lanes):
+        async for record in _all(source, (names[Topic.HANDOFFS], other)):
+            trigger_id = _trigger_of(record.value)
+            if trigger_id is None:
+                continue
+            triggers = max(triggers, _behind(trigger_id, lane))
+            if other == lane:
+                mine[trigger_id] = record.offset
+    for other in range(found.lanes):
+        async for record in _all(source, (names[Topic.AUDIT], other)):
+            for shown in msgspec.json.decode(record.value or b"", type=AuditRecord).presentations:
+                triggers = max(triggers, _behind(shown.trigger_id, lane))
+                if other == lane and shown.trigger_id in mine:
+                    handoffs = max(handoffs, mine[shown.trigger_id] + 1)
+    return triggers, handoffs
+
+
+async def _all(source: Log, partition: Partition) -> AsyncIterator[ReadRecord]:
+    marks = await source.watermarks(partition)
+    async for chunk, _ in source.read(partition, marks.start, marks.high):
+        for record in chunk:
+            yield record
+
+
+def _trigger_of(value: bytes | None) -> str | None:
+    try:
+        return msgspec.json.decode(value or b"", type=Handoff).trigger.id
+    except msgspec.DecodeError:
+        return None  # a stranger's: its dead letter names the handoff's own coordinates
+
+
+def _behind(trigger_id: str, lane: int) -> int:
+    """The offset after a trigger, when it is one of the lane's; else 0."""
+    partition, _, offset = trigger_id.partition("-")
+    return int(offset) + 1 if partition == str(lane) else 0
 
 
 async def _checkpoint(source: Log, partition: Partition, birth_id: str, lanes: int) -> Checkpoint | None:

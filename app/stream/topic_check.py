@@ -294,8 +294,9 @@ def _founding(
                 f"checkpoint of lane {lane}",
                 "missing",
                 "present",
-                "it says where the lane stands; without it, triggers would be decided twice or never",
-                REBUILD,
+                "it says where the lane stands; without it the lane stops",
+                f"read what `tollgate topics accept-gap {lane}` says, then let it go on with that",
+                fatal=False,  # to the lane alone: the others go on
             )
         elif (checkpoint.birth_id, checkpoint.lanes, checkpoint.lane) != (record.birth_id, record.lanes, lane):
             yield Finding(

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from tests.campaign.failing_disk import fail_writes
 from tests.campaign.points import Point
 
 JOURNAL, ARM, PLANT = "CAMPAIGN_JOURNAL", "CAMPAIGN_ARM", "CAMPAIGN_PLANT"
@@ -29,11 +30,11 @@ class Journal:
     """One line an event: `e` what, `at` when, `run` which process."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)
+        self.descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)
         self._run = f"{path.stem}/{os.getpid()}"
 
     def write(self, event: str, **fields: Any) -> None:
-        os.write(self._file, orjson.dumps({"e": event, "at": _now(), "run": self._run, **fields}) + b"\n")
+        os.write(self.descriptor, orjson.dumps({"e": event, "at": _now(), "run": self._run, **fields}) + b"\n")
 
 
 class Armed:
@@ -51,7 +52,12 @@ class Armed:
 
     def _read(self, *_: Any) -> None:
         order = json.loads(self._orders.read_bytes())
-        if "clock_ms" in order:
+        if "errno" in order:
+            wakes = signal.set_wakeup_fd(-1)  # the event loop's: written to by signals
+            signal.set_wakeup_fd(wakes)
+            self._journal.write("writes_fail", errno=order["errno"])
+            fail_writes(order["errno"], (self._journal.descriptor, wakes))
+        elif "clock_ms" in order:
             self.clock_offset_ms = order["clock_ms"]
             self._journal.write("clock", offset_ms=self.clock_offset_ms)
         else:

@@ -44,6 +44,12 @@ def percentile(values: list[float], share: float) -> float | None:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
+def quantiles(seconds: list[float]) -> str:
+    """The median and the 99th of 100, as `1.0 / 2.0 s`; `-` of none."""
+    median, worst = percentile(seconds, 0.5), percentile(seconds, 0.99)
+    return "-" if median is None or worst is None else f"{median:.1f} / {worst:.1f} s"
+
+
 @dataclass
 class Report:
     seed: int
@@ -68,8 +74,7 @@ class Report:
         ]
         stages: Counter[str] = Counter()
         for each in self.outcomes:
-            median, worst = percentile(each.recovered_s, 0.5), percentile(each.recovered_s, 0.99)
-            took = "-" if median is None or worst is None else f"{median:.1f} / {worst:.1f} s"
+            worst, took = percentile(each.recovered_s, 0.99), quantiles(each.recovered_s)
             if each.bound_s and worst is not None:
                 took += f" (≤ {each.bound_s:.1f}: {'met' if worst <= each.bound_s else 'missed'})"
             shared = stages[each.stage]

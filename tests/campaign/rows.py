@@ -219,8 +219,13 @@ def full_disks(play: Play) -> None:
             play.stage.notes.append("not played: this user may not mount a small file system")
             return
         play.stage.until_all_decide("the start on small disks")
-        for _ in play.going(play.count * 2):
-            storage.disk_full(play.stage, play.row, play.stage.dice.choice(play.stage.gates), 3.0)
+        for number in play.going(play.count * 2):
+            gate = play.stage.dice.choice(play.stage.gates)
+            kind = (*storage.FAILING, None, None)[number % 4]
+            if kind is None:
+                storage.disk_full(play.stage, play.row, gate, 3.0)
+            else:
+                storage.disk_failing(play.stage, play.row, gate, kind, 5.0)
 
 
 def swarm(play: Play) -> None:
@@ -288,7 +293,7 @@ ROWS: tuple[Row, ...] = (
     Row("F10", "transaction outlives its timeout", 20, 0, outlived, seconds=150,
         stage={"gate__transaction_timeout_ms": "4000"}),
     Row("F11", "wrong clocks", 40, 0, clocks, seconds=120),
-    Row("F12", "disk full", 12, 0, full_disks, seconds=120),
+    Row("F12", "disk full, read-only or broken", 12, 0, full_disks, seconds=120),
     Row("F13", "damaged local stores", 140, 0, damaged_stores, seconds=150, stage={"load": {"repeats": 0.3}}),
     Row("F14", "killed with a transaction under way, stores read from disk", 50, 0, aborted_stores, seconds=150),
     Row("F15", "poison in the stream", 20_000, 0, by(inputs.poison), seconds=120, stage={"rate": 600}),
@@ -297,7 +302,7 @@ ROWS: tuple[Row, ...] = (
         stage={"gate_count": 1, "lanes": 2, "rate": 50}),
     Row("F18", "changelog compacted under load, all stores restored", 10, 0, by(topics.compaction), seconds=150,
         stage={"rate": 400}),
-    Row("F19", "group offsets deleted", 4, 0, by(topics.group_offsets), seconds=60, stage={"rate": 300}),
+    Row("F19", "group offsets deleted; checkpoints lost", 4, 0, by(topics.group_offsets), seconds=60, stage={"rate": 300}),
     Row("F20", "JWK Sets that are broken, unknown kids", 10, 0, by(inputs.key_sets), seconds=150, stage={"rate": 300}),
     Row("F21", "revocations under load and within restores", 1_000, 0, by(inputs.revocations), seconds=120,
         stage={"rate": 300}),

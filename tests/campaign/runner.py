@@ -18,10 +18,10 @@ from typing import Any
 from tests.campaign import planting
 from tests.campaign.cluster import Cluster
 from tests.campaign.judge import judge, save
-from tests.campaign.report import Outcome, Report
+from tests.campaign.report import Outcome, Report, quantiles
 from tests.campaign.rows import Play, Row
-from tests.campaign.stage import Interrupted, Stage
-from tests.campaign.strikes import NONE_LEFT
+from tests.campaign.stage import Fault, Interrupted, Stage
+from tests.campaign.strikes import NONE_LEFT, SEVERAL
 from tests.planted.bugs import BUGS
 
 PROGRESS_S = 10.0
@@ -156,12 +156,14 @@ class Campaign:
                 row.name, row.what, self._count(row),
                 stage.counts.get(row.name, sum(fault.effective for fault in mine)), len(mine),
                 verdict.triggers, verdict.jobs, verdict.violations if row is rows[0] else [],
-                [s for fault in mine if fault.effective and fault.kind != NONE_LEFT for s in fault.recovered_s],
+                _recovered_s(mine, lambda kind: kind not in {SEVERAL, NONE_LEFT}),
                 dict(Counter(fault.kind for fault in mine if fault.effective)), verdict.indeterminate if row is rows[0] else {},
                 stage.notes if row is rows[0] else [],
                 time.monotonic() - began, stage.name,
             )  # fmt: skip
             outcome.inputs = row.name in stage.counts
+            if several := _recovered_s(mine, lambda kind: kind == SEVERAL):
+                outcome.notes.append(f"decided again after {SEVERAL}, p50 / p99: {quantiles(several)}")
             outcome.bound_s = row.recovers_s and stage.session_ms / 1_000 + row.recovers_s
             self.report.outcomes.append(outcome)
             self._say(
@@ -224,3 +226,7 @@ class Campaign:
 
     def _say(self, what: str) -> None:
         print(f"{time.monotonic() - self._began:6.0f} s  {what}", file=sys.stderr, flush=True)
+
+
+def _recovered_s(faults: Sequence[Fault], which: Callable[[str], bool]) -> list[float]:
+    return [s for fault in faults if fault.effective and which(fault.kind) for s in fault.recovered_s]

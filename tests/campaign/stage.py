@@ -59,6 +59,9 @@ class Fault:
     detail: str = ""
 
 
+CHECKPOINT_LOST = "a lane's checkpoint lost"
+
+
 class CampaignGate(GateProcess):
     """A gate with the campaign's journal in it."""
 

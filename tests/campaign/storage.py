@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
 import shutil
 import subprocess
@@ -145,6 +147,26 @@ def disk_full(stage: Stage, row: str, gate: CampaignGate, long_s: float) -> Faul
         gate.start()
     stage.until_all_decide("a full disk", since=fault.at)
     stage.recoveries(fault)
+    return stage.note(fault)
+
+
+FAILING = {"I/O error": errno.EIO, "read-only file system": errno.EROFS}
+
+
+def disk_failing(stage: Stage, row: str, gate: CampaignGate, kind: str, long_s: float) -> Fault:
+    """No write of a gate to a file succeeds any more; after a while somebody gives it another disk."""
+    fault = Fault(row, kind, time.monotonic(), lanes=gate.lanes, detail=gate.run)
+    before = len(gate.events())
+    if gate.order({"errno": FAILING[kind]}):
+        time.sleep(long_s)
+        told = str(gate.events()[before:])
+        fault.effective = not gate.alive or os.strerror(FAILING[kind]) in told
+        if gate.alive:
+            gate.kill()
+        gate.start()
+        fault.at = time.monotonic()
+        stage.until_all_decide(f"a disk with {kind}", since=fault.at)
+        stage.recoveries(fault)
     return stage.note(fault)
 
 

@@ -21,6 +21,7 @@ from tests.campaign.stage import CampaignGate, Fault, Stage
 CATCH_UP_S = 1.0
 DUE_S = 20.0  # by when an armed gate has come to its point
 FREQUENT_PASSES = 30
+SEVERAL = "SIGKILL of several at once"
 NONE_LEFT = "SIGKILL of all there are"
 
 
@@ -32,7 +33,10 @@ def kill_round(stage: Stage, row: str, most: int) -> list[Fault]:
     time.sleep(CATCH_UP_S)
     ready = [gate for gate in stage.gates if gate.lanes]
     victims = stage.dice.sample(ready, min(len(ready), stage.dice.randint(1, most)))
-    kind = NONE_LEFT if len(victims) == sum(gate.alive for gate in stage.gates) else "SIGKILL"
+    if len(victims) == sum(gate.alive for gate in stage.gates):
+        kind = NONE_LEFT
+    else:
+        kind = SEVERAL if len(victims) > 1 else "SIGKILL"
     time.sleep(stage.dice.uniform(0.0, 0.5))
     faults = []
     for gate in victims:

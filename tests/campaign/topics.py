@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from tests.campaign import strikes
-from tests.campaign.stage import Fault, Stage
+from tests.campaign.stage import CHECKPOINT_LOST, Fault, Stage
 from tests.support import gates
 from tests.support.altering import alter
 from tests.support.gates import GateProcess
@@ -150,21 +151,51 @@ def _cleanings(path: Path, topic: str) -> int:
 
 
 def group_offsets(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> None:
-    """The group and its offsets are deleted while no gate runs: lanes go on from their checkpoints."""
+    """The group and its offsets, or a checkpoint, are deleted while no gate runs: no trigger is decided twice."""
     admin = AdminClient({"bootstrap.servers": stage.bootstrap})
-    group = f"{stage.prefix}gate"
     for number in range(count):
         time.sleep(4)
         lanes = sorted({lane for gate in stage.gates for lane in gate.lanes})
-        for gate in stage.gates:
-            gate.expected_down = True
-            gate.stop()
-        at = time.monotonic()
-        fault = Fault(row, "group deleted with its offsets", at, lanes=lanes)
-        for future in admin.delete_consumer_groups([group]).values():
-            future.result(30)
-        fault.effective = True
+        _stop_all(stage)
+        if number % 2:
+            fault = _lose_checkpoint(stage, row, stage.dice.randrange(stage.lanes))
+        else:
+            fault = Fault(row, "group deleted with its offsets", time.monotonic(), effective=True, lanes=lanes)
+            for future in admin.delete_consumer_groups([f"{stage.prefix}gate"]).values():
+                future.result(30)
         for gate in stage.gates:
             gate.start()
         strikes.recover(stage, [fault])
         told(number)
+
+
+def _stop_all(stage: Stage) -> None:
+    for gate in stage.gates:
+        gate.expected_down = True
+        gate.stop()
+
+
+def _lose_checkpoint(stage: Stage, row: str, lane: int) -> Fault:
+    """A lane without a checkpoint must stop by name; it goes on once an operator has accepted that."""
+    producer = Producer({"bootstrap.servers": stage.bootstrap})
+    producer.produce(f"{stage.prefix}checkpoints", None, b"%d" % lane, partition=lane)
+    fault = Fault(row, CHECKPOINT_LOST, time.monotonic(), lanes=[lane])
+    if producer.flush(30):
+        return fault
+    (gate, *_) = stage.gates
+    before = len(gate.events())
+    gate.start()
+    fault.effective = stage.until(
+        lambda: any(e["event"] == "lane_stopped" and e["lane"] == lane for e in gate.events()[before:]), 60
+    )
+    gate.expected_down = True
+    gate.stop()
+    words = ("topics", "accept-gap", str(lane), "--reason", "its checkpoint was lost", "--yes")
+    done = subprocess.run(
+        [*gates.COMMAND, *words], env=gates.environment(stage.bootstrap, stage.prefix), capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    if done.returncode:
+        stage.broken.append(f"gap_accepted: accept-gap of lane {lane} ended with {done.returncode}: {done.stderr}")
+    fault.at = time.monotonic()
+    return fault

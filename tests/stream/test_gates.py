@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import NewPartitions, NewTopic
 
 from app.config import Kafka
 from app.stream.inspection import connect
+from tests.cli.program import tollgate
 from tests.support import gates, reader
 from tests.support.altering import alter
 from tests.support.emitting import emit, trigger, until
@@ -43,6 +45,13 @@ class Running:
             records = [trigger(self.issuer, key) for key in keys]
             ids = await asyncio.to_thread(emit, self.broker, f"{self.prefix}triggers", lane, records)
             self.ledger.sent |= {each: Sent(key, "good") for each, key in zip(ids, keys, strict=True)}
+
+    async def send_alone(self, count: int) -> None:
+        """Webhook triggers without a key: each is a run of its own."""
+        for lane in range(LANES):
+            records = [trigger(self.issuer) for _ in range(count)]
+            ids = await asyncio.to_thread(emit, self.broker, f"{self.prefix}triggers", lane, records)
+            self.ledger.sent |= {each: Sent(None, "good") for each in ids}
 
     async def all_answered(self) -> None:
         topic, wanted = f"{self.prefix}receipts", len(self.ledger.sent)
@@ -139,6 +148,42 @@ async def test_a_gate_does_not_go_on_when_a_topic_comes_to_break_a_guarantee(run
     (*_, last) = gate.log_file.read_text().splitlines()
     assert f"{running.prefix}{topic}" in last
     assert "Traceback" not in gate.log_file.read_text()
+
+
+@pytest.mark.slow
+async def test_lanes_without_checkpoints_go_on_where_they_stood_once_that_is_accepted(running: Running) -> None:
+    gate = running.first
+    gate.start()
+    await until("the gate has every lane", lambda: lanes_of(gate) == set(range(LANES)))
+    await running.send(20)  # three of four go home by a handoff
+    await running.send_alone(20)
+    await running.all_answered()
+    assert await asyncio.to_thread(gate.stop) == 0
+    await running.send(5)  # waits meanwhile
+    producer = Producer({"bootstrap.servers": running.broker})
+    for lane in range(LANES):
+        producer.produce(f"{running.prefix}checkpoints", None, b"%d" % lane, partition=lane)
+    assert producer.flush(30) == 0
+    gate.start()
+    await until("every lane stops", lambda: _stopped(gate) == set(range(LANES)))
+    assert await asyncio.to_thread(gate.stop) == 0
+    env = gates.environment(running.broker, running.prefix)
+    for lane in range(LANES):
+        said = await asyncio.to_thread(
+            tollgate, env, "topics", "accept-gap", str(lane), "--reason", "a checkpoint was lost", "--yes"
+        )
+        assert said.code == 0, said.err
+        assert said.err.count("it goes on at offset") == 2
+    gate.start()
+    await until("the gate has every lane", lambda: lanes_of(gate) == set(range(LANES)))
+    await running.send(5)
+    await running.all_answered()
+    assert violations(running.ledger, running.seen()) == []
+    assert tollgate(env, "audit", "verify").code == 0
+
+
+def _stopped(gate: GateProcess) -> set[int]:
+    return {event["lane"] for event in gate.events() if event["event"] == "lane_stopped"}
 
 
 def _fenced(running: Running) -> int:
