@@ -5,6 +5,7 @@ It never holds what was not committed, so a crash needs no wipe; it may be delet
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -171,10 +172,16 @@ class Store:
         return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0)
 
     def close(self) -> None:
-        """Once or more often."""
+        """Once or more often. Never raises: what a failing disk did not keep is read from the changelog again."""
         if not self._closed:
             self._closed = True
-            self._db.close()
+            _close(self._db)
+
+
+def _close(db: Any) -> None:
+    # It flushes first, raises what that met ("Writer has previous error") and has closed all the same.
+    with contextlib.suppress(Exception):
+        db.close()
 
 
 def _scan_options() -> Any:
@@ -202,7 +209,7 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
         raw = db.get(_META)
         belonging = None if raw is None else _decode(raw)
     except Exception as error:
-        db.close()
+        _close(db)
         return _anew(directory, fresh), f"it cannot be read: {_first_line(error)}"
     if belonging is None:
         if next(iter(db.keys()), None) is None:
@@ -216,7 +223,7 @@ def open_store(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tu
         why = "it belongs to another deployment or lane"
     else:
         return Store(db, belonging), None
-    db.close()
+    _close(db)
     return _anew(directory, fresh), why
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import json
 import random
 import secrets
@@ -280,6 +281,22 @@ def test_a_store_of_the_same_lane_is_kept(tmp_path: Path) -> None:
     assert why is None
     assert (dict(made.items()), made.changelog_offset) == ({identity(99): b"of another time"}, 5)
     made.close()
+
+
+def test_a_store_that_its_disk_failed_is_closed_and_let_go(tmp_path: Path) -> None:
+    made, _ = store.open_store(tmp_path / "s", CLUSTER, BIRTH, LANE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32_768, before[1]))  # Python ignores the signal that comes with it
+    try:
+        with pytest.raises(store.StoreUnusable, match="IO error"):
+            for number in range(1, 1_000):
+                made.apply([(identity(number), bytes(500))], number)
+        made.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again, _ = store.open_store(tmp_path / "s", CLUSTER, BIRTH, LANE)
+    assert set(dict(again.items())) == {identity(number) for number in range(1, again.changelog_offset + 1)}
+    again.close()
 
 
 async def test_a_store_whose_lock_a_zombie_holds_gets_one_beside_it(tmp_path: Path, logged: list[Any]) -> None:
