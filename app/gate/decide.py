@@ -190,9 +190,12 @@ def _verified(opened: _Opened, holds: bool | Exception, world: World, memo: Memo
 
 
 def readmit(
-    source: Source, trigger: Trigger, token: VerifiedToken, world: World, memo: Memo
+    source: Source, trigger: Trigger, token: VerifiedToken, world: World, memo: Memo, *, wait_for_keys: bool = True
 ) -> Admitted | Refused | Held:
-    """What a home lane judges again of a trigger another lane verified: age, key, trust, revocation and job."""
+    """What a home lane judges again of a trigger another lane verified: age, key, trust, revocation and job.
+
+    A kid that its key set lacks may be one that the other lane's gate has read already: held as in `admit`.
+    """
     request = Request(source, trigger, token)
     try:
         known = memo.handed.get(token.fingerprint)
@@ -209,7 +212,9 @@ def readmit(
             if keys is None:
                 return Held(request, KeyWanted(claims.iss, None))
             if claims.kid not in keys.keys:
-                return Refused(request, Rejected("kid_unknown", "the key was removed"))
+                if wait_for_keys:
+                    return Held(request, KeyWanted(claims.iss, claims.kid))
+                return Refused(request, Rejected("kid_unknown", "the set no longer holds it"))
         return _judge(source, trigger, token, world, memo, memo.handed, token.fingerprint)
     except Exception as error:
         return Refused(request, internal_deny(error))

@@ -85,4 +85,6 @@ class Judge:
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
             return Behind()
         result = decide.readmit(source, trigger, token, world, world.memo)
+        if isinstance(result, Held) and not self._tables.may_fetch(result.wanted):
+            result = decide.readmit(source, trigger, token, world, world.memo, wait_for_keys=False)
         return result if isinstance(result, Held) else Judged(record, result, handoff)

@@ -5,45 +5,23 @@ from __future__ import annotations
 import random
 
 import msgspec
-import orjson
 import pytest
 
 from app.gate import decide, outputs
-from app.gate.decide import Admitted, Held, Memo, Refused, World
+from app.gate.decide import Admitted, Held, Memo, Refused
+from app.gate.keyset import KeySet
 from app.gate.original import original
-from app.gate.policy import Revocations, job_from_record, revocation_record, trust_from_record
+from app.gate.policy import Revocations, revocation_record
+from app.gate.token import KeyWanted
 from app.gate.trigger import Record
-from tests.support.tokens import AUD, ISS, NOW_S, RING, fingerprint, token
+from tests.support.pure_world import JOBS, WORLD, job, record
+from tests.support.tokens import ISS, KEYS, NOW_S, RING, fingerprint, token
 
-NOW_MS = NOW_S * 1000
-JOBS = ("reports/nightly", "reports/weekly")
-
-
-def job(name: str, **changes: object) -> object:
-    return job_from_record(f"job/{name}".encode(), orjson.dumps({"version": 1, "name": name, **changes}))
-
-
-RULE = trust_from_record(
-    f"trust/{ISS}".encode(),
-    orjson.dumps(
-        {"version": 1, "issuer": ISS, "jwks": "/keys.json", "algorithms": ["ES256"], "orgs": ["acme"],
-         "classes": ["trigger"], "subjects": ["service:*"], "jobs": ["reports/*"], "max_lifetime_s": 7_776_000}
-    ),
-)  # fmt: skip
-WORLD = World(
-    audience=AUD, lanes=4, grace_s=60, queue_age_cap_ms=14_400_000, max_window_ms=1 << 40, run_seed=7, ring=RING,
-    rules={ISS: RULE}, jobs={name: job(name, defaults={"region": "eu"}) for name in JOBS}, revocations=Revocations(),
-)  # fmt: skip
 TOKENS = [
     token(claims={"uses": uses, "jti": f"j{number}{uses}"}, grant={"jobs": list(jobs), "params": params})
     for number, (jobs, params) in enumerate([(JOBS[:1], {}), (JOBS[:1], {"region": "eu"}), (JOBS, {})])
     for uses in ("once", "many")
 ]
-
-
-def record(offset: int, text: str, appended_at_s: int, **envelope: object) -> Record:
-    value = orjson.dumps({"job": JOBS[0], "params": {"n": 1}, "token": text} | envelope)
-    return Record(offset % 4, offset, appended_at_s * 1000, True, b"k%d" % offset, value, ())
 
 
 def any_records(seed: int, count: int) -> list[Record]:
@@ -135,3 +113,27 @@ def test_a_world_after_a_revocation_remembers_nothing_of_the_one_before():
     assert isinstance(result, Refused)
     assert result.rejected.code == "token_revoked"
     assert not isinstance(result, Held)
+
+
+def test_a_handoff_signed_with_a_key_that_its_home_has_not_read_yet_waits_for_one_look():
+    """The gate it arrived at may have read a set that this one has not."""
+    there, here = (
+        msgspec.structs.replace(WORLD, memo=Memo(), ring={ISS: keys})
+        for keys in (KEYS, KeySet({"ed1": KEYS.keys["ed1"]}, KEYS.algorithms))
+    )
+    presented = record(1, TOKENS[1], NOW_S, idempotency_key="a")
+    admitted = decide.admit(presented, there, there.memo)
+    assert isinstance(admitted, Admitted)
+    redacted, _ = original(presented, TOKENS[1], lambda *_: None)
+    handed, source, trigger = outputs.read_handoff(outputs.handoff(admitted, redacted, None, 0, 0).value)
+    seen = here.memo.handed_token(bytes(handed.claims), handed.token_fingerprint, handed.insecure)
+
+    arrived, at_home = decide.admit(presented, here, here.memo), decide.readmit(source, trigger, seen, here, here.memo)
+    for result in (arrived, at_home):
+        assert isinstance(result, Held)
+        assert result.wanted == KeyWanted(ISS, "k1")
+    refused = decide.readmit(source, trigger, seen, here, here.memo, wait_for_keys=False)
+    assert isinstance(refused, Refused)
+    assert refused.rejected.code == "kid_unknown"
+    read = msgspec.structs.replace(here, ring=RING, memo=Memo())
+    assert isinstance(decide.readmit(source, trigger, seen, read, read.memo), Admitted)
