@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -49,7 +50,7 @@ def run(settings: Settings) -> int:
     if workers == 1:
         _work(settings, 0)
         return 0
-    return _Workers(workers).run()
+    return _Workers(workers, [sys.executable, "-m", "app.cli.main", *sys.argv[1:]]).run()
 
 
 def _require_state_dir(directory: Path) -> None:
@@ -107,40 +108,47 @@ def _checked(settings: Settings) -> Deployment:
 
 
 class _Workers:
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, command: Sequence[str]) -> None:
+        self._command = command
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._start_at_s = dict.fromkeys(range(count), 0.0)  # of those that do not run
         self._falls: dict[int, list[float]] = {index: [] for index in range(count)}
         self._stopping = False
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        for index in self._falls:
-            self._start(index)
+            signal.signal(number, self._told_to_stop)
         code = 0
-        while self._processes:
+        while not self._stopping:
+            for index in [index for index, at_s in self._start_at_s.items() if at_s <= time.monotonic()]:
+                self._start(index)
             time.sleep(POLL_S)
             for index, process in list(self._processes.items()):
                 ended = process.poll()
-                if ended is None:
-                    continue
-                del self._processes[index]
-                if self._stopping:
-                    continue
-                code = self._fell(index, ended) or code
+                if ended is not None and not self._stopping:
+                    del self._processes[index]
+                    code = self._fell(index, ended) or code
+        self._stop()
         return code
 
+    def _told_to_stop(self, *_: Any) -> None:
+        """Only a flag: a signal comes anywhere, even while a worker is being made that nobody knows of yet."""
+        self._stopping = True
+
     def _start(self, index: int) -> None:
+        if self._stopping:
+            return
         # The same command in a process of its own: nothing is shared, so nothing is lost with another's fall.
         self._processes[index] = subprocess.Popen(
             # Tethered: a gate that is killed takes its workers along, whatever they are doing.
-            [sys.executable, tether.__file__, str(os.getpid()), sys.executable, "-m", "app.cli.main", *sys.argv[1:]],
+            [sys.executable, tether.__file__, str(os.getpid()), *self._command],
             env=os.environ | {INDEX_VARIABLE: str(index)},
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops its workers in order
         )
+        del self._start_at_s[index]
 
     def _fell(self, index: int, ended: int) -> int:
-        """Restart a worker, or stop the gate when that is of no use."""
+        """Have a worker started again in a moment, or the gate stopped when that is of no use."""
         log.error(Event.WORKER_EXITED, worker=index, code=ended)
         now = time.monotonic()
         falls = [at for at in self._falls[index] if now - at < RESTART_WINDOW_S] + [now]
@@ -148,14 +156,12 @@ class _Workers:
         # One that fell before may have fallen with a broker that is on its way back: it is restarted as after any fall.
         unmendable = ended > UNMENDABLE and len(falls) == 1
         if unmendable or ended in _ENDED_ON_PURPOSE or len(falls) > RESTARTS_MAX:
-            self._stop()
+            self._stopping = True
             return max(ended - UNMENDABLE if ended > UNMENDABLE else ended, 1)
-        time.sleep(RESTART_WAIT_S)
-        self._start(index)
+        self._start_at_s[index] = now + RESTART_WAIT_S
         return 0
 
-    def _stop(self, *_: Any) -> None:
-        self._stopping = True
+    def _stop(self) -> None:
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
