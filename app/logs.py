@@ -53,6 +53,7 @@ class Log:
     """Structured logs: each entry is an event of the list above with its fields."""
 
     def __init__(self) -> None:
+        self.lost = 0  # entries that could not be written
         self._level = logging.INFO
         self._write: Callable[[Entry], None] = _json_line
 
@@ -90,7 +91,7 @@ def _json_line(entry: Entry) -> None:
 
 
 def _console_line(entry: Entry) -> None:
-    colour = _COLOURS.get(entry["level"], "") if sys.stderr.isatty() else ""
+    colour = _COLOURS.get(entry["level"], "") if _on_terminal() else ""
     fields = " ".join(
         f"{name}={value if isinstance(value, int | float) else json.dumps(value, default=str)}"
         for name, value in entry.items()
@@ -101,9 +102,23 @@ def _console_line(entry: Entry) -> None:
 
 
 def _write_line(line: str) -> None:
-    # In one piece: workers share a stderr, and print() writes the line's end by itself where Python does not buffer.
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    """A log that cannot be written, as on a full disk, stops nobody who logs: lanes do so while they mend errors."""
+    try:
+        # In one piece: workers share a stderr, and print() writes the line's end apart where Python does not buffer.
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except (OSError, *_NO_STDERR):
+        log.lost += 1
+
+
+def _on_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except _NO_STDERR:
+        return False
+
+
+_NO_STDERR: Final = (ValueError, AttributeError)  # it was closed; it was so when the process started, and is None
 
 
 _COLOURS: Final = {"warning": "\x1b[33m", "error": "\x1b[31m"}
@@ -126,7 +141,7 @@ class _FromLibraries(logging.Handler):
 
 def configure_logging(level: str = "info", log_format: str = "auto") -> None:
     """Structured logs to stderr: JSON for machines, coloured lines on a terminal."""
-    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    as_json = log_format == "json" or (log_format == "auto" and not _on_terminal())
     number = logging.getLevelNamesMapping()[level.upper()]
     log.configure(number, _json_line if as_json else _console_line)
     # What clients say of connections is worth a line, no more; and a warning: whether it matters, our own events say.

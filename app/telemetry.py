@@ -37,3 +37,5 @@ HELD: Final = Gauge("tollgate_held", "1 while a lane holds, by cause", ["lane", 
 TABLE_STALENESS: Final = Gauge("tollgate_table_staleness_seconds", "Age of the last confirmed view", ["table"])
 JWKS_FETCHES: Final = Counter("tollgate_jwks_fetches_total", "Reads of JWK Sets, by result", ["result"])
 JWKS_AGE: Final = Gauge("tollgate_jwks_age_seconds", "Age of an issuer's key set", ["issuer"])
+LOG_LOST: Final = Gauge("tollgate_log_entries_lost", "Log entries that could not be written, as on a full disk")
+LOG_LOST.set_function(lambda: log.lost)

@@ -100,6 +100,31 @@ except ZeroDivisionError:
     assert (second["event"], second["error"]) == ("library", "ZeroDivisionError('division by zero')")
 
 
+@pytest.mark.parametrize("log_format", ["json", "console", "auto"])
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-"], ids=["a full disk", "no stderr at all"])
+def test_a_log_that_cannot_be_written_stops_nobody_who_logs(redirected: str, log_format: str) -> None:
+    program = f"""
+import logging, sys
+from app import telemetry
+from app.logs import configure_logging, log
+configure_logging("info", "{log_format}")
+for _ in range(1_000):  # more than any buffer holds
+    log.error("lane_retry", what="x" * 100)
+logging.getLogger("asyncio").error("a library's")
+sys.stderr = open("/dev/null", "w")
+sys.stderr.close()
+log.error("lane_retry")
+print(log.lost, *(sample.value for metric in telemetry.LOG_LOST.collect() for sample in metric.samples))
+"""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {redirected}', sys.executable, program],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["1002", "1002.0"]
+
+
 def loaded_by(statement: str) -> set[str]:
     listed = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
