@@ -80,7 +80,10 @@ class Created(NamedTuple):
 
 
 def check(settings: Settings) -> Checked:
-    """Look at everything, change nothing. Raises KafkaException, TimeoutError or ConfigError."""
+    """Look at everything, change nothing.
+
+    Raises KafkaException, TimeoutError or ConfigError; TopicsError for a founding record or checkpoint that is none.
+    """
     return _check(settings, describe(connect(settings.kafka), settings))
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
@@ -33,6 +33,9 @@ from app.stream.sealing import sealer_from
 from app.stream.tables import Tables
 from app.stream.topics import Topic
 from app.trust import JwksFollower
+
+if TYPE_CHECKING:
+    from app.stream.administration import Checked
 
 GROUP_OFFSETS_EVERY_S: Final = 1.0
 COLLECT_AFTER_OBJECTS: Final = 200_000  # more than a turn makes
@@ -221,13 +224,21 @@ class Worker:
         while True:
             await asyncio.sleep(TOPICS_AGAIN_S if wrong else TOPICS_EVERY_S)
             try:
-                checked = await asyncio.to_thread(administration.check, self._settings)
+                complaint = self._complaint(await asyncio.to_thread(administration.check, self._settings))
+            except administration.TopicsError as error:  # a founding record or a checkpoint that is none
+                complaint = str(error)
             except Exception as error:  # brokers that do not answer say nothing about topics; lanes tell of them
                 log.warning(Event.TOPICS_UNSEEN, error=type(error).__name__, what=str(error)[:300])
                 continue
-            before, wrong = wrong, checked.deployment is None or checked.deployment.birth_id != self._found.birth_id
-            if wrong and before:
-                raise administration.TopicsError(checked.complaint or "the topics are another deployment's now")
+            if complaint is not None and wrong:
+                raise administration.TopicsError(complaint)
+            wrong = complaint is not None
+
+    def _complaint(self, checked: Checked) -> str | None:
+        """Why a gate may not go on with topics found so; None where it may."""
+        if checked.deployment is not None and checked.deployment.birth_id == self._found.birth_id:
+            return None
+        return checked.complaint or "the topics are another deployment's now"
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]

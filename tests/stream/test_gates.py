@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from app.config import Kafka
-from app.stream.inspection import connect
+from app.stream.inspection import DEPLOYMENT_KEY, connect
 from tests.cli.program import tollgate
 from tests.support import gates, reader
 from tests.support.altering import alter
@@ -119,19 +119,35 @@ async def test_two_gates_share_the_lanes_and_hand_them_over_in_order(running: Ru
         assert "lane_stopped" not in {event["event"] for event in gate.events()}
 
 
-def _recreate(admin: Any, topic: str) -> None:
+def _admin(broker: str) -> AdminClient:
+    return connect(Kafka(bootstrap=broker))
+
+
+def _recreate(broker: str, topic: str) -> None:
+    admin = _admin(broker)
     admin.delete_topics([topic])[topic].result(30)
     time.sleep(1)
     admin.create_topics([NewTopic(topic, LANES)])[topic].result(30)
 
 
-LIVE: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+def _raise_partitions(broker: str, topic: str) -> None:
+    _admin(broker).create_partitions([NewPartitions(topic, 2 * LANES)])[topic].result(30)
+
+
+def _overwrite(broker: str, topic: str) -> None:
+    producer = Producer({"bootstrap.servers": broker})
+    producer.produce(topic, b"{}", DEPLOYMENT_KEY, partition=0)
+    assert producer.flush(30) == 0
+
+
+LIVE: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "a topic is made anew": ("handoffs", _recreate),
-    "partitions are raised": (
-        "triggers", lambda admin, topic: admin.create_partitions([NewPartitions(topic, 2 * LANES)])[topic].result(30),
+    "partitions are raised": ("triggers", _raise_partitions),
+    "a topic is deleted": (
+        "idempotency", lambda broker, topic: _admin(broker).delete_topics([topic])[topic].result(30),
     ),
-    "a topic is deleted": ("idempotency", lambda admin, topic: admin.delete_topics([topic])[topic].result(30)),
-    "another policy is set": ("checkpoints", lambda admin, topic: alter(admin, topic, cleanup_policy="delete")),
+    "another policy is set": ("checkpoints", lambda broker, topic: alter(_admin(broker), topic, cleanup_policy="delete")),
+    "the founding record is none any more": ("registry", _overwrite),
 }  # fmt: skip
 
 
@@ -143,10 +159,10 @@ async def test_a_gate_does_not_go_on_when_a_topic_comes_to_break_a_guarantee(run
     await until("the gate has every lane", lambda: lanes_of(gate) == set(range(LANES)))
     await running.send(5)
     await running.all_answered()
-    await asyncio.to_thread(break_it, connect(Kafka(bootstrap=running.broker)), f"{running.prefix}{topic}")
+    await asyncio.to_thread(break_it, running.broker, f"{running.prefix}{topic}")
     assert await asyncio.to_thread(gate.wait, 90) == 1
     (*_, last) = gate.log_file.read_text().splitlines()
-    assert f"{running.prefix}{topic}" in last
+    assert topic in last
     assert "Traceback" not in gate.log_file.read_text()
 
 
