@@ -191,6 +191,7 @@ ROWS: dict[str, Row] = {
         "test_a_rotated_key_is_published_at_once_and_signs_when_its_overlap_is_over",
         "test_an_emergency_removal_cuts_a_keys_tokens_off_at_once",
         "test_a_key_that_is_removed_and_nothing_else_is_honoured_no_longer",
+        "test_a_key_that_one_gate_has_read_before_the_other_refuses_no_trigger_that_goes_home_to_it",
     ),
     "K-07": _in(
         K, "test_a_secret_that_would_be_unsafe_stops_the_start", "test_the_shared_secret_is_in_no_topic_log_or_metric",

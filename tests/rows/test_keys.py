@@ -142,6 +142,23 @@ def test_a_token_of_a_key_published_a_moment_ago_is_held_for_one_fetch_and_accep
     assert aside.keys.asked["fresh"] == before + 1
 
 
+def test_a_key_that_one_gate_has_read_before_the_other_refuses_no_trigger_that_goes_home_to_it(aside: Aside) -> None:
+    old, new = aside.issuer_over_https("rotating", "r1", "r2")
+    second = aside.start_gate("second", workers=1).wait_ready()  # each has one of the two lanes, and its own keys
+    try:
+        aside.until("accepted", lambda: plain(old.token()))
+        before = aside.keys.asked["rotating"]
+        aside.publish("rotating", old, new)
+        outcomes = aside.present(*(
+            plain(new.token(uses="many"), idempotency_key=f"key-{number}")._replace(partition=0) for number in range(16)
+        ))  # fmt: skip
+        assert {outcome.verdict for outcome in outcomes} == {"accepted"}
+        assert aside.keys.asked["rotating"] == before + 2, "one look of the gate they came to, one of the other's"
+    finally:
+        second.stop()
+        aside.gate.wait_ready()
+
+
 def test_the_last_good_set_serves_while_its_issuer_is_down(aside: Aside) -> None:
     (issuer,) = aside.issuer_over_https("down", "d1")
     aside.until("accepted", lambda: plain(issuer.token()))
