@@ -48,7 +48,8 @@ def revoke(
     since: Annotated[
         str | None,
         typer.Option(
-            help="tokens issued up to then (10m ago: 10m, or a time); default now. Not with --jti, --kid, --issuer-all",
+            help="tokens issued up to then (10m ago: 10m, or a time); default now and gate.grace_s, as clocks differ. "
+            "Not with --jti, --kid, --issuer-all",
             show_default=False,
         ),
     ] = None,
@@ -60,7 +61,8 @@ def revoke(
     """Write a revocation; every gate honours it within a second. Give exactly one of what to revoke.
 
     A key or an issuer is revoked whole: whoever has the key chooses iat. --issued is for an issuer that is sound again:
-    what it issued before is dead, what it issues from now on is not.
+    what it issued before is dead, and so is what it issues within the grace for clock skew, gate.grace_s, unless
+    --since says up to when; what it issues later is not.
 
     The record's key is the issuer, the selector and the value in plain text, as ops must be able to read and lift it;
     it holds no token.
@@ -101,7 +103,8 @@ def revoke(
             common.fail("the token names another issuer than --issuer", common.USAGE)
         iss = unverified_iss
     now_s = int(time.time())
-    since_s = given.moment_s("--since", since) if since is not None else now_s
+    # The gate accepts an iat that lies ahead by as much: up to our own clock only, such a token would go on.
+    since_s = given.moment_s("--since", since) if since is not None else now_s + settings.gate.grace_s
     row = common.run(_write(settings, iss, selector, value, since_s, now_s, reason))
     common.print_object(row, output)
 
@@ -136,14 +139,17 @@ async def _write(
     from app.stream.connect import client_options
     from app.stream.topics import Topic
 
-    if selector == "jti":
-        since_s = limits.NUMERIC_DATE_MAX_S  # one token, whatever its iat
-    # A token issued up to now is dead by then, however long it waits to be judged.
+    # A token issued up to then is dead by then, however long it waits to be judged.
     keep_until_s = (
         KEEP_FOR_EVER
         if selector in {"kid", "issuer"}
-        else now_s + limits.WEBHOOK_LIFETIME_MAX_S + 2 * settings.gate.grace_s + settings.gate.queue_age_cap_s
+        else max(now_s, since_s)
+        + limits.WEBHOOK_LIFETIME_MAX_S
+        + 2 * settings.gate.grace_s
+        + settings.gate.queue_age_cap_s
     )
+    if selector == "jti":
+        since_s = limits.NUMERIC_DATE_MAX_S  # one token, whatever its iat
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     key, record = revocation_record(
         iss, selector, value, since_s=since_s, reason=reason, by=by, keep_until_s=keep_until_s

@@ -287,6 +287,19 @@ def test_a_subject_is_revoked_up_to_a_moment(revoker: Issuer) -> None:
 
 
 @pytest.mark.parametrize(
+    "of_many",
+    [("--subject", "a"), ("--subject-prefix", "a"), ("--issued",), ("--job", "a"), ("--class", "trigger")],
+    ids=" ".join,
+)
+def test_as_of_now_takes_in_what_a_clock_ahead_of_ours_has_issued(revoker: Issuer, of_many: tuple[str, ...]) -> None:
+    """The gate accepts a token that is dated ahead by the grace: one revoked as of now must not be among them."""
+    before_s = int(time.time())
+    (row,) = revoker("revoke", *of_many, "--issuer", "https://ahead.example", env={"TOLLGATE_GATE__GRACE_S": "45"}).rows
+    assert before_s + 45 <= row["since_s"] <= time.time() + 45
+    assert row["keep_until_s"] > row["since_s"] + 90 * DAY_S + 45
+
+
+@pytest.mark.parametrize(
     ("arguments", "selector", "value"),
     [(("--subject-prefix", "service:ci-"), "subject_prefix", "service:ci-"), (("--issued",), "subject_prefix", ""),
      (("--job", "reports/nightly"), "job", "reports/nightly"), (("--class", "trigger"), "class", "trigger")],

@@ -337,7 +337,10 @@ ATTACKS: dict[str, Row] = {
     ),
     "B15": _in(X, "test_b15_a_strangers_words_stay_in_their_line"),
     "B16": _in(Z, "test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics"),
-    "B17": _in(X, "test_b17_what_is_revoked_is_refused_from_then_on"),
+    "B17": _in(
+        X, "test_b17_what_is_revoked_is_refused_from_then_on",
+        "test_b17_a_revocation_up_to_a_moment_leaves_what_was_issued_after_it",
+    ),
     "B18": _in(
         X, "test_b18_odd_records_are_refused_and_the_next_is_decided_at_once",
         "test_b18_a_batch_that_expands_beyond_the_limit_is_refused_by_its_coordinates",
