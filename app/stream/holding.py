@@ -57,6 +57,7 @@ class Waiting:
         self._since_s: float | None = None
         self._again_at_s = 0.0
         self._work: asyncio.Task[Any] | None = None
+        self._wanted: object = None  # what the work is for
 
     @property
     def to_judge(self) -> list[Record]:
@@ -65,6 +66,11 @@ class Waiting:
             return self.records
         over = self._work.done() if self._work is not None else time.monotonic() >= self._again_at_s
         return self.records[:1] if over else []
+
+    @property
+    def looked_for(self) -> object:
+        """What the first record has waited for and was looked for meanwhile, found or not; None before that."""
+        return self._wanted if self._work is not None and self._work.done() else None
 
     @property
     def waited_s(self) -> float:
@@ -94,9 +100,10 @@ class Waiting:
         self._begin()
         self._again_at_s = time.monotonic() + seconds
 
-    def wait_for(self, work: Coroutine[Any, Any, Any], done: Callable[[], None]) -> None:
-        """Its first record is judged again after this work, which calls `done` at its end."""
+    def wait_for(self, wanted: object, work: Coroutine[Any, Any, Any], done: Callable[[], None]) -> None:
+        """Its first record is judged again after this work, which looks for `wanted` and calls `done` at its end."""
         self._begin()
+        self._wanted = wanted
         self._work = asyncio.create_task(work)
         self._work.add_done_callback(lambda _: done())
 

@@ -34,29 +34,35 @@ class Judge:
     def __init__(self, lane: int, tables: Tables) -> None:
         self._lane, self._tables = lane, tables
 
-    def slice(self, handoffs: Sequence[Record], triggers: Sequence[Record], world: World) -> Slice:
-        """As much as a slice's time allows, handoffs before triggers; at least one run, if anything is there."""
+    def slice(
+        self, handoffs: Sequence[Record], triggers: Sequence[Record], world: World,
+        looked_for: tuple[object, object] = (None, None),
+    ) -> Slice:  # fmt: skip
+        """As much as a slice's time allows, handoffs before triggers; at least one run, if anything is there.
+
+        `looked_for` is what the first handoff and the first trigger have waited for: they do so once.
+        """
         end = time.monotonic() + SLICE_S
         judged = Slice([], [])
         behind: Held | Behind | None = None
         for start in range(0, len(handoffs), RUN_RECORDS):
-            behind = self._handoffs(handoffs[start : start + RUN_RECORDS], world, judged.handoffs)
+            behind = self._handoffs(handoffs[start : start + RUN_RECORDS], world, looked_for[0], judged.handoffs)
             if behind is not None:
                 break
             if time.monotonic() > end:
                 return judged
         held: Held | None = None
         for start in range(0, len(triggers), RUN_RECORDS):
-            held = self._triggers(triggers[start : start + RUN_RECORDS], world, judged.triggers)
+            held = self._triggers(triggers[start : start + RUN_RECORDS], world, looked_for[1], judged.triggers)
             if held is not None or time.monotonic() > end:
                 break
         return judged._replace(handoffs_wait=behind, triggers_wait=held)
 
-    def _triggers(self, run: Sequence[Record], world: World, judged: list[Judged]) -> Held | None:
+    def _triggers(self, run: Sequence[Record], world: World, looked_for: object, judged: list[Judged]) -> Held | None:
         for record, result in zip(run, decide.admit_all(run, world, world.memo), strict=True):
             admitted = result
             if isinstance(admitted, Held):
-                if self._tables.may_fetch(admitted.wanted):
+                if admitted.wanted != looked_for and self._tables.may_fetch(admitted.wanted):
                     return admitted
                 admitted = decide.admit(record, world, world.memo, wait_for_keys=False)
                 if isinstance(admitted, Held):  # no key set at all
@@ -67,15 +73,17 @@ class Judge:
             judged.append(Judged(record, admitted))
         return None
 
-    def _handoffs(self, run: Sequence[Record], world: World, judged: list[Judged]) -> Held | Behind | None:
+    def _handoffs(
+        self, run: Sequence[Record], world: World, looked_for: object, judged: list[Judged]
+    ) -> Held | Behind | None:
         for record in run:
-            item = self._handoff(record, world)
+            item = self._handoff(record, world, looked_for)
             if isinstance(item, Held | Behind):
                 return item
             judged.append(item)
         return None
 
-    def _handoff(self, record: Record, world: World) -> Judged | Held | Behind:
+    def _handoff(self, record: Record, world: World, looked_for: object) -> Judged | Held | Behind:
         try:
             handoff, source, trigger = outputs.read_handoff(record.value or b"")
             token = world.memo.handed_token(bytes(handoff.claims), handoff.token_fingerprint, handoff.insecure)
@@ -85,6 +93,6 @@ class Judge:
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
             return Behind()
         result = decide.readmit(source, trigger, token, world, world.memo)
-        if isinstance(result, Held) and not self._tables.may_fetch(result.wanted):
+        if isinstance(result, Held) and (result.wanted == looked_for or not self._tables.may_fetch(result.wanted)):
             result = decide.readmit(source, trigger, token, world, world.memo, wait_for_keys=False)
         return result if isinstance(result, Held) else Judged(record, result, handoff)

@@ -357,7 +357,8 @@ class Lane:
             handoffs, triggers = self._handed.to_judge, self._arrived.to_judge
             if not handoffs and not triggers:
                 break
-            judged = self._judge.slice(handoffs, triggers, turn.world)
+            looked_for = self._handed.looked_for, self._arrived.looked_for
+            judged = self._judge.slice(handoffs, triggers, turn.world, looked_for)
             turn.settle(judged.handoffs, judged.triggers)
             self._decided_of(self._handed, len(judged.handoffs), judged.handoffs_wait)
             self._decided_of(self._arrived, len(judged.triggers), judged.triggers_wait)
@@ -374,7 +375,7 @@ class Lane:
         if what is None:
             return
         if isinstance(what, Held) and what.wanted.kid is not None:
-            waiting.wait_for(self._tables.fetch_key(what.wanted), self._wake.set)
+            waiting.wait_for(what.wanted, self._tables.fetch_key(what.wanted), self._wake.set)
             return
         waiting.wait(HOLD_S)
         if isinstance(what, Held):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
+import pytest
 
 from app.gate import outputs
 from app.gate.decide import Admitted, Held, Memo
 from app.gate.original import original
 from app.gate.trigger import Record
+from app.stream.holding import Waiting
 from app.stream.judging import Judge
 from app.stream.tables import Tables
 from tests.support.jwks_server import Server, document, following, rule
@@ -67,3 +70,37 @@ async def test_a_handoff_whose_key_is_in_no_set_any_more_is_refused_after_one_lo
             (item,) = judge.slice([handed], [], tables.world).handoffs
             assert item.result.rejected.code == "kid_unknown"
         assert server.requests == before + 1
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["a trigger", "a handoff"])
+async def test_a_record_waits_for_its_key_once_however_often_its_issuer_may_be_asked(away: bool):
+    """A look takes longer here than another must be away from it."""
+    presented = record(1, WEBHOOK, NOW_S, idempotency_key="a")
+    handed = await handoff(presented)
+    async with (
+        Server(document(public_jwk("k0", OTHER))) as server,
+        gate(server, jwks_refetch_floor_s=0.1) as (tables, judge),
+    ):
+        server.delay_s = 0.2
+        waiting, looks, woken = Waiting(), 0, asyncio.Event()
+        waiting.records = [handed if away else presented]
+        while True:  # as a lane does
+            assert looks < 5, "it would wait for ever"
+            looked_for = waiting.looked_for
+            to_judge = waiting.to_judge
+            judged = judge.slice(
+                to_judge if away else [], [] if away else to_judge, tables.world, (looked_for, looked_for)
+            )
+            held = judged.handoffs_wait if away else judged.triggers_wait
+            if held is None:
+                break
+            assert isinstance(held, Held)
+            looks += 1
+            woken.clear()
+            waiting.wait_for(held.wanted, tables.fetch_key(held.wanted), woken.set)
+            await woken.wait()
+        (item,) = judged.handoffs if away else judged.triggers
+        assert item.result.rejected.code == "kid_unknown"
+        assert looks == 1
+        waiting.decided(1)
+        assert waiting.looked_for is None, "the next may wait for its own"
