@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from app.cli import common
@@ -20,6 +20,8 @@ app = common.new_app()
 
 COLUMNS: Final = ("verdict", "what", "found", "mend")
 HELD_BACK_S: Final = 2.0  # an honest transaction is shorter
+MOVES_WITHIN_S: Final = 7.0  # a lane that fails tries again within 5 s
+LOOK_EVERY_S: Final = 1.0
 STANDS_STILL_S: Final = 90.0  # a lane that works writes a checkpoint every 30 s, if it has nothing to decide
 OK, WARN, BAD = "ok", "warn", "bad"
 
@@ -241,26 +243,57 @@ def _gates(place: Place) -> Iterator[Row]:
     }
     group = _group(place, sum(lags.values()))
     yield group
-    yield _lag(lags, checkpoints, time.time(), gates=group.verdict == OK)
+    behind = {lane: lag for lane, lag in lags.items() if lag}
+    still: Collection[int] = ()
+    if group.verdict == OK:
+        still = _standing_still(lambda lanes: read_checkpoints(place.settings, lanes), behind, checkpoints)
+    yield _lag(behind, still, gates=group.verdict == OK)
     yield from _clock(place.settings, checkpoints)
 
 
-def _lag(lags: Mapping[int, int], checkpoints: Mapping[int, FoundCheckpoint], now_s: float, *, gates: bool) -> Row:
+def _standing_still(
+    look: Callable[[list[int]], Mapping[int, FoundCheckpoint]], behind: Collection[int],
+    before: Mapping[int, FoundCheckpoint],
+) -> set[int]:  # fmt: skip
+    """Those of these lanes whose position does not move for a while.
+
+    By its age alone a checkpoint does not tell: a lane that is held writes one every second, and one that fails writes
+    one whenever it is taken. By its position alone neither: where only a transaction's marker waits, it is written in
+    half a minute.
+    """
+    still = set(behind)
+    end = time.monotonic() + MOVES_WITHIN_S
+    while still and time.monotonic() < end:
+        time.sleep(LOOK_EVERY_S)
+        now = look(sorted(still))
+        still = {lane for lane in still if lane in now and _position(now[lane]) == _position(before[lane])}
+    now_ms = time.time() * 1_000
+    return {
+        lane
+        for lane in still
+        if now[lane].appended_at_ms != before[lane].appended_at_ms
+        or now_ms - now[lane].appended_at_ms > STANDS_STILL_S * 1_000
+    }
+
+
+def _position(found: FoundCheckpoint) -> tuple[int, int]:
+    return found.checkpoint.triggers_offset, found.checkpoint.handoffs_offset
+
+
+def _lag(behind: Mapping[int, int], still: Collection[int], *, gates: bool) -> Row:
     """Backlog is no fault while its lane moves. What waits are never read here: they are live tokens."""
-    behind = {lane: lag for lane, lag in lags.items() if lag}
     if not behind:
         return Row(OK, "lag", "nothing waits")
     worst = max(behind, key=lambda lane: behind[lane])
     found = f"{sum(behind.values())} offsets wait in {len(behind)} lane(s); lane {worst} has the most, {behind[worst]}"
     if not gates:
         return Row(WARN, "lag", f"{found}; nobody decides them", "start a gate: `tollgate gate`")
-    oldest = min(behind, key=lambda lane: checkpoints[lane].appended_at_ms)
-    still_s = now_s - checkpoints[oldest].appended_at_ms / 1_000
-    if still_s <= STANDS_STILL_S:
+    if not still:
         return Row(OK, "lag", found)
-    return Row(BAD, "lag", f"{found}; lane {oldest} has decided nothing for {span(still_s)}",
-               "the log of the gate that has it says why: lane_held, lane_retry or lane_stopped; or it has taken it "
-               "only just now")  # fmt: skip
+    lanes = ", ".join(map(str, sorted(still)))
+    return Row(BAD, "lag", f"{found}; nothing was decided within {span(MOVES_WITHIN_S)} in lane(s) {lanes}",
+               "the log of the gate that has them says why: lane_held, lane_retry or lane_stopped; or it has taken "
+               "them only just now")  # fmt: skip
 
 
 def _group(place: Place, waiting: int) -> Row:

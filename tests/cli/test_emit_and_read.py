@@ -236,18 +236,49 @@ def test_the_doctor_tells_of_triggers_that_nobody_decides(broker: str, prefix: s
     assert rows["lag"]["mend"]
 
 
-@pytest.mark.parametrize(("since_s", "verdict"), [(5, "ok"), (85, "ok"), (95, "bad")])
-def test_the_doctor_tells_of_a_lane_whose_gate_decides_nothing(since_s: int, verdict: str) -> None:
-    now_s = 1_800_000_000
-    checkpoint = Checkpoint(0, 2, "birth", 1, 1, 1, now_s * 1_000, "")
-    checkpoints = {
-        0: FoundCheckpoint(checkpoint, now_s * 1_000),
-        1: FoundCheckpoint(checkpoint, (now_s - since_s) * 1_000),
-    }
-    row = doctor._lag({0: 7, 1: 1}, checkpoints, now_s, gates=True)
-    assert row.verdict == verdict
-    assert ("lane 1 has decided nothing" in row.found) == (verdict == "bad")
-    assert doctor._lag({0: 7, 1: 0}, checkpoints, now_s, gates=True).verdict == "ok"
+@pytest.mark.parametrize(
+    ("moved", "written_anew", "age_s", "still"),
+    [(0, False, 5, False), (0, False, 85, False), (0, False, 95, True), (0, True, 0, True), (1, True, 0, False)],
+    ids=["perhaps idle before a marker", "the same", "nobody writes", "held, or failing", "at work"],
+)
+def test_the_doctor_tells_a_lane_that_decides_nothing_from_one_at_work(
+    monkeypatch: pytest.MonkeyPatch, moved: int, written_anew: bool, age_s: int, still: bool
+) -> None:
+    monkeypatch.setattr(doctor, "MOVES_WITHIN_S", 0.2)
+    monkeypatch.setattr(doctor, "LOOK_EVERY_S", 0.05)
+    at_ms = int((time.time() - age_s) * 1_000)
+
+    def one(triggers_offset: int, appended_at_ms: int) -> FoundCheckpoint:
+        return FoundCheckpoint(Checkpoint(3, 4, "birth", 1, triggers_offset, 1, at_ms, ""), appended_at_ms)
+
+    before, after = one(10, at_ms), one(10 + moved, at_ms + written_anew)
+    found = doctor._standing_still(lambda _: {3: after}, {3: 7}, {3: before})
+    assert found == ({3} if still else set())
+    row = doctor._lag({3: 7}, found, gates=True)
+    assert row.verdict == ("bad" if still else "ok")
+    assert ("in lane(s) 3" in row.found) == still
+
+
+def test_the_doctor_tells_of_a_lane_that_is_held(broker: str, prefix: str, tmp_path: Path) -> None:
+    """It writes a checkpoint every second, so that its newest is never old."""
+    issuer, env = OtherIssuer(prefix), environment(broker, prefix)
+    found(broker, prefix, 1, issuer, tmp_path)
+    (tmp_path / "jwks.json").unlink()
+    gate = GateProcess("gate", tmp_path, env)
+    gate.start()
+    try:
+        assert Deployment(env, issuer).emit().code == 0
+        deadline = time.monotonic() + READ_TIMEOUT_S
+        while not any(event["event"] == "lane_held" for event in gate.events()):
+            assert time.monotonic() < deadline, gate.events()[-3:]
+            time.sleep(0.1)
+        said = tollgate(env, "doctor")
+    finally:
+        gate.stop()
+    assert said.code == 1
+    (lag,) = [row for row in said.rows if row["what"] == "lag"]
+    assert lag["verdict"] == "bad"
+    assert "in lane(s) 0" in lag["found"]
 
 
 # ── programs that are not ours (M-11, M-10) ──
