@@ -315,13 +315,6 @@ REASONS: Final[tuple[Reason, ...]] = (
     ),
     # ── 4 dedupe: the same request starts one job ──
     Reason(
-        "queue_age_exceeded",
-        _D,
-        "the trigger waited longer than the cap on queue age",
-        "send the trigger again",
-        transient=True,
-    ),
-    Reason(
         "idempotency_key_conflict",
         _D,
         "two places, or a place and the token, give idempotency keys that differ",
@@ -332,6 +325,13 @@ REASONS: Final[tuple[Reason, ...]] = (
         _D,
         "a one-shot token came with a key that is not in the token",
         "ask the issuer to put the key into the token",
+    ),
+    Reason(
+        "queue_age_exceeded",
+        _D,
+        "the trigger waited longer than the cap on queue age",
+        "send the trigger again",
+        transient=True,
     ),
     Reason(
         "token_already_used",

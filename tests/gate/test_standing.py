@@ -12,6 +12,7 @@ from app.gate.decide import Admitted, Held, Memo, Refused
 from app.gate.keyset import KeySet
 from app.gate.original import original
 from app.gate.policy import Revocations, revocation_record
+from app.gate.reasons import REASONS
 from app.gate.token import KeyWanted
 from app.gate.trigger import Record
 from tests.support.pure_world import JOBS, WORLD, job, record
@@ -137,3 +138,21 @@ def test_a_handoff_signed_with_a_key_that_its_home_has_not_read_yet_waits_for_on
     assert refused.rejected.code == "kid_unknown"
     read = msgspec.structs.replace(here, ring=RING, memo=Memo())
     assert isinstance(decide.readmit(source, trigger, seen, read, read.memo), Admitted)
+
+
+@pytest.mark.parametrize(
+    ("signed_key", "code"), [("other", "idempotency_key_conflict"), (None, "idempotency_key_not_in_token")]
+)
+def test_of_a_trigger_that_waited_too_long_and_whose_key_is_wrong_the_earlier_fault_is_the_key(
+    signed_key: str | None, code: str
+):
+    text = token(claims={"jti": "q"} | ({"idempotency_key": signed_key} if signed_key else {}))
+    refused = decide.admit(record(1, text, NOW_S, params={}, idempotency_key="a"), WORLD, Memo())
+    assert isinstance(refused, Refused)
+    assert refused.rejected.code == code
+    good = decide.admit(record(1, token(claims={"jti": "q"}), NOW_S, params={}), WORLD, Memo())
+    assert isinstance(good, Admitted)
+    too_late = decide.settle(good, None, NOW_S * 1000 + WORLD.queue_age_cap_ms + 1, WORLD)
+    assert isinstance(too_late, Refused)
+    codes = [reason.code for reason in REASONS]
+    assert codes.index(code) < codes.index(too_late.rejected.code)
