@@ -165,7 +165,7 @@ def _warnings(rule: TrustRule) -> Iterable[str]:
     if "HS256" in rule.algorithms:
         yield "algorithms holds HS256: for development only; a gate honours it with insecure_dev_hs256 alone"
     if isinstance(rule.jwks, str) and not rule.jwks.startswith("https://") and not Path(rule.jwks).is_file():
-        yield f"jwks: {rule.jwks} is not there yet; gates hold this issuer's triggers until it is"
+        yield f"jwks: {rule.jwks} is not there yet; until it is, a trigger that names this issuer holds its whole lane"
 
 
 def _refuse_other_than_json(value: Any, where: str) -> None:

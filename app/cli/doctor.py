@@ -217,8 +217,8 @@ async def _key_sets(settings: Settings, rules: Mapping[str, Any]) -> list[Row]:
         if keys is None:
             why = failures.get(issuer, "it did not load in time")
             rows.append(Row(BAD, f"keys of {issuer}", f"{rule.jwks}: {why}",
-                            "lanes hold this issuer's triggers until it loads: mend its file or server, "
-                            "or the trust rule's jwks"))  # fmt: skip
+                            "until it loads, a trigger that names this issuer holds its whole lane, for everyone: mend "
+                            "its file or server, or the trust rule's jwks"))  # fmt: skip
         else:
             kids = ", ".join(sorted(keys.keys)) or "none"
             rows.append(

@@ -250,7 +250,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "token_revoked",
         _V,
-        "the token, its subject, its key or its issuer has been revoked",
+        "revoked: the token, its subject or a prefix of it, a job it grants, its class, its key or its issuer",
         "get a new token, if you may",
     ),
     # ── 3 authorize: the token may start this job with these parameters ──

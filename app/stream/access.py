@@ -72,8 +72,8 @@ ROLES: Final[dict[Role, About]] = {
     ),
     Role.OPS: About(
         "whoever says which jobs and issuers there are, and looks after refusals",
-        ("jobs apply", "jobs list", "trust apply", "trust list", "token revoke", "dead-letters", "receipts", "audit",
-         "explain FILE", "topics check", "doctor"),
+        ("jobs apply", "jobs list", "allowlist suggest", "trust apply", "trust list", "trust register", "trust remove",
+         "token revoke", "dead-letters", "receipts", "audit", "explain FILE", "topics check", "doctor"),
     ),
     Role.AUDITOR: About(
         "whoever looks and changes nothing", ("audit", "audit verify", "receipts", "dead-letters", "jobs tail")

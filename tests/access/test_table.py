@@ -18,6 +18,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from app.cli import commands as cli
 from app.local.kafka import java_and_class_path
 from app.local.secured import bindings_of
 from app.stream.access import ROLES, TOPIC_ACCESS, Operation, Resource, Role, allows, commands, grants
@@ -54,6 +55,20 @@ def test_the_root_of_trust_is_not_the_gates_to_write() -> None:
     assert Role.GATE not in who_may(WRITE, Topic.REGISTRY) | who_may(WRITE, Topic.REVOCATIONS)
     assert who_may(WRITE, Topic.REVOCATIONS) == {Role.OPS, Role.ISSUER}
     assert who_may(WRITE, Topic.REGISTRY) == {Role.OPS, Role.ADMIN}
+
+
+def test_every_command_that_talks_to_a_cluster_is_somebodys() -> None:
+    """Else nobody could tell whom to give the rights it needs."""
+    local = {"up", "broker", "keys", "token inspect", "token issue", "token verify"}
+    given = [command for about in ROLES.values() for command in about.commands]
+    nobodys = set()
+    for command in cli.COMMANDS:
+        loaded = cli._load(command)
+        for words in [f"{command.name} {name}" for name in getattr(loaded, "commands", {})] or [command.name]:
+            known = (*given, *local)
+            if not any(f"{words} ".startswith(f"{each} ") or each.startswith(f"{words} ") for each in known):
+                nobodys.add(words)
+    assert nobodys == set()
 
 
 def test_who_looks_changes_nothing() -> None:
