@@ -9,12 +9,12 @@ import msgspec
 
 from app.cli import common
 from app.cli.common import Bootstrap, Output, Prefix
+from app.gate.records import NO_AUDIT_YET
 
 if TYPE_CHECKING:
     from app.cli.reading import Entry
     from app.config import Settings
 
-NO_AUDIT_YET: Final = "0" * 64
 CHAIN_COLUMNS: Final = ("lane", "verdict", "records", "first_sequence", "last_sequence", "head_sha256", "detail")
 
 

@@ -31,7 +31,6 @@ __all__ = [
     "Revocations",
     "Selector",
     "TrustRule",
-    "authorize",
     "check_bearer",
     "check_time",
     "check_token",
@@ -101,21 +100,6 @@ def within_grace(claims: Claims, appended_at_ms: int, grace_s: int) -> bool:
     early = max(claims.nbf, claims.iat) * 1000 - appended_at_ms
     late = appended_at_ms - claims.exp * 1000
     return 0 < early <= grace_s * 1000 or 0 < late <= grace_s * 1000
-
-
-def authorize(
-    claims: Claims,
-    rule: TrustRule,
-    jobs: Mapping[str, Job],
-    job: str | None,
-    payload: dict[str, Any],
-    params_sha256: str | None,
-) -> Authorized | Rejected:
-    """Stage 3: may this token start this job with these parameters, and which are they?"""
-    definition = permit(claims, rule, jobs, job)
-    if isinstance(definition, Rejected):
-        return definition
-    return merge_params(claims.grant, definition, payload, params_sha256)
 
 
 def permit(claims: Claims, rule: TrustRule, jobs: Mapping[str, Job], job: str | None) -> Job | Rejected:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+NO_AUDIT_YET: Final = "0" * 64  # the head of a lane's chain before its first audit record
 
 
 class TriggerReference(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from app.config import Settings
 from app.gate.outputs import checkpoint as checkpoint_record
-from app.gate.records import Checkpoint
+from app.gate.records import NO_AUDIT_YET, Checkpoint
 from app.stream.connect import confluent_options
 from app.stream.inspection import (
     DEPLOYMENT_KEY,
@@ -41,7 +41,6 @@ LEADER_POLL_S: Final = 0.1
 WRITE_TIMEOUT_S: Final = 30.0
 LANES_AT_ONCE: Final = 8
 REPLICATION_DEFAULT: Final = 3
-NO_AUDIT_YET: Final = "0" * 64
 # What brokers answer of a partition that is new, until all of them have learnt who leads it.
 _NOT_LED_YET: Final = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,

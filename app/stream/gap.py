@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from typing import Final
 
 import msgspec
 
 from app.config import Settings
 from app.gate import outputs
-from app.gate.records import AuditRecord, Checkpoint, Gap, GapRecord, Handoff
+from app.gate.records import NO_AUDIT_YET, AuditRecord, Checkpoint, Gap, GapRecord, Handoff
 from app.stream import administration, restore
 from app.stream.cluster import Cluster
 from app.stream.log import Log, Partition, ReadRecord
 from app.stream.topic_check import Deployment
 from app.stream.topics import Topic
-
-NO_AUDIT_YET: Final = "0" * 64
 
 
 class NoGap(Exception):  # noqa: N818

@@ -46,7 +46,6 @@ STUCK_AFTER_S: Final = 30.0  # a lane at work that has not been round its loop f
 LOST_AFTER_S: Final = 300.0  # nor is one that tried to be taken for so long, with nothing restored meanwhile
 WORKING: Final = (State.RUNNING, State.HELD)
 NEVER_MS: Final = 2**31 - 1
-KEEP_TOMBSTONES_MS: Final = 86_400_000  # delete.retention.ms of the changelog, Kafka's default
 _STICKY: Final = (StickyPartitionAssignor,)
 
 
@@ -72,7 +71,7 @@ class Worker:
             place=Place(names[Topic.TRIGGERS], f"tollgate:{prefix}", __version__),
             seal=sealer_from(gate.sealing_key), state_dir=gate.state_dir, batch_max_records=gate.batch_max_records,
             clock_tolerance_ms=gate.clock_tolerance_s * 1000, queue_age_cap_ms=gate.queue_age_cap_s * 1000,
-            keep_tombstones_ms=KEEP_TOMBSTONES_MS,
+            keep_tombstones_ms=topic_check.TOMBSTONES_KEPT_MS,
             owner=f"{socket.gethostname()}-{os.getpid()}",
         )  # fmt: skip
         self.lanes: dict[int, Lane] = {}

@@ -15,9 +15,10 @@ from app.gate.policy import (
     Job,
     Revocations,
     TrustRule,
-    authorize,
     check_token,
     job_from_record,
+    merge_params,
+    permit,
     revocation_key,
     revocation_record,
     trust_from_record,
@@ -51,6 +52,14 @@ def job(**members) -> Job:
 def claims(**changes):
     grant = {name: changes.pop(name) for name in ("actions", "jobs", "params", "params_sha256") if name in changes}
     return msgspec.structs.replace(CLAIMS, grant=msgspec.structs.replace(GRANT, **grant), **changes)
+
+
+def authorize(claims, rule, jobs, name, payload, params_sha256):
+    """Stage 3 whole, as a decision takes it in two steps."""
+    definition = permit(claims, rule, jobs, name)
+    if isinstance(definition, Rejected):
+        return definition
+    return merge_params(claims.grant, definition, payload, params_sha256)
 
 
 def judge(token=CLAIMS, name="reports/nightly", payload=None, definition=None, params_sha256=None, rule=RULE):
