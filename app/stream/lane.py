@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from aiokafka.errors import KafkaError
 
-from app.gate import idempotency, outputs
+from app.gate import outputs
 from app.gate.decide import Held
 from app.gate.original import Seal
 from app.gate.outputs import Place
@@ -28,6 +28,7 @@ from app.stream.holding import CLOCK, KEYS, TABLES_BEHIND, TABLES_STALE, Holds, 
 from app.stream.judging import Judge
 from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreadable, Writer
 from app.stream.store import Store, StoreUnusable
+from app.stream.sweeping import Sweeper
 from app.stream.tables import Tables
 from app.stream.together import together
 from app.stream.topics import Topic
@@ -56,8 +57,6 @@ BEHIND_ALARM_S: Final = 1.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
 FAILING_MAX_S: Final = 60.0  # of an unknown kind, with nothing decided meanwhile: a disk may be full for a while
-SWEEP_EVERY_S: Final = 1.0
-SWEEP_RECORDS: Final = 500
 
 
 class State(StrEnum):
@@ -108,7 +107,8 @@ class Lane:
         self._handed, self._arrived = Waiting(), Waiting()  # taken from the two
         self._holds = Holds(number)
         self._judge = Judge(number, tables)
-        self._committed_at_s = self._swept_at_s = 0.0
+        self._sweeper = Sweeper()
+        self._committed_at_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self.on_commit: Callable[[int, int], Any] = lambda lane, offset: None  # noqa: ARG005
 
@@ -339,11 +339,10 @@ class Lane:
         await self._until_woken(WAIT_S)  # not cleared: what arrived since `_fill` must not wait
 
     def _sweep(self) -> None:
-        """Once a second, look at a few entries of the table and drop those that outlived their window."""
-        if self._store is not None and time.monotonic() - self._swept_at_s > SWEEP_EVERY_S:
-            self._swept_at_s = time.monotonic()
-            dead_before = self._clock.floor_ms - self._shared.queue_age_cap_ms
-            self._store.sweep(SWEEP_RECORDS, lambda packed: idempotency.expires_at_ms(packed) < dead_before)
+        """Drop some entries of the table that outlived their window."""
+        if self._store is not None:
+            dead_before_ms = self._clock.floor_ms - self._shared.queue_age_cap_ms
+            self._sweeper.sweep(self._store, time.monotonic(), dead_before_ms)
 
     async def _turn(self) -> None:
         """Judge what is queued, slice by slice, and commit it as one transaction."""
@@ -421,6 +420,7 @@ class Lane:
             base = placed[(shared.topics[Topic.IDEMPOTENCY], self.number)].base_offset
             count = len(parts[(shared.topics[Topic.IDEMPOTENCY], self.number)])
             self._store.apply(turn.overlay.items(), base + count)
+            self._sweeper.written(len(turn.overlay))
         elif turn is None:
             self._store.confirm()  # whoever is idle for a day is up to date all the same
         self._checkpoint = checkpoint

@@ -21,7 +21,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from app.gate import decide, idempotency, outputs
 from app.gate.decide import Accepted, Admitted, Refused
 from app.gate.outputs import Out
-from app.stream import batch, cluster, lane, restore, transaction, turn
+from app.stream import batch, cluster, lane, restore, sweeping, transaction, turn
 from app.stream.log import Fenced, Partition, Placed, Watermarks
 from app.stream.topics import Topic
 
@@ -188,7 +188,7 @@ def _position_after_poll() -> None:
 def _swept_early() -> None:
     def sweep(self: Any) -> None:
         if self._store is not None:
-            self._store.sweep(lane.SWEEP_RECORDS, lambda _: True)
+            self._store.sweep(sweeping.RECORDS, lambda _: True)
 
     _replace(lane.Lane, "_sweep", sweep)
 
