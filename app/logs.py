@@ -40,7 +40,7 @@ class Event:
     JWKS_LOADED: Final = "jwks_loaded"
     JWKS_FAILED: Final = "jwks_failed"
     INSECURE_HS256: Final = "insecure_hs256"
-    BATCH_TOO_LARGE: Final = "batch_too_large"
+    BATCH_UNREAD: Final = "batch_unread"
     HANDOFF_FOREIGN: Final = "handoff_foreign"
     FETCH_FAILED: Final = "fetch_failed"
     LIBRARY: Final = "library"

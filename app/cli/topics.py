@@ -100,8 +100,9 @@ def accept_gap(
     """Go on without records that were deleted undecided, or without a checkpoint that was lost.
 
     A lane whose position lies outside its topic, or that has no checkpoint, stops by name instead of guessing. This
-    takes the lane's lock, sets its position and writes that to the audit: to the first record there is; where the
-    checkpoint is lost, behind the last trigger that the audit or a handoff shows, so that none runs twice.
+    takes the lane's lock, sets its position and writes that to the audit: to the first record there is, or to the end
+    where it lies beyond; where the checkpoint is lost, behind the last trigger that the audit or a handoff shows, so
+    that none runs twice.
 
     Example: tollgate topics accept-gap 3 --reason "retention too short" --yes
     """

@@ -142,7 +142,7 @@ def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Ope
     source = source_at(record.partition, record.offset, record.appended_at_ms)
     try:
         # 1 parse
-        trigger = Rejected("batch_too_large") if record.batch_too_large else parse(record)
+        trigger = Rejected(record.batch_fault) if record.batch_fault else parse(record)
         if isinstance(trigger, Rejected):
             return Refused(Request(source), trigger)
         # 2 verify, up to the signature

@@ -46,6 +46,12 @@ REASONS: Final[tuple[Reason, ...]] = (
         "send smaller batches, or without compression",
     ),
     Reason(
+        "batch_unreadable",
+        _P,
+        "the batch holds what no reader agrees on: offsets of its own, bytes out of form; its records were not read",
+        "send with a well-kept client; see the producer that wrote to these coordinates",
+    ),
+    Reason(
         "record_too_large",
         _P,
         "the record's value or headers exceed the limit",

@@ -68,7 +68,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
-    batch_too_large: bool = False  # its batch expands beyond the limit: nothing of it was read
+    batch_fault: str | None = None  # why its batch was not read, as a reason; then nothing of the record is known
 
 
 class Trigger(msgspec.Struct, frozen=True, gc=False):

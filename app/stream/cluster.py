@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
 from itertools import islice
+from operator import lt
 from typing import Any, Final
 
 from aiokafka import TopicPartition
@@ -261,7 +262,7 @@ class Cluster:
             return True
         tail.arrived(row[-1] or b"", _aborted(row), row[2])
         if tail.fetched >= (row[3] if tail.past_open_transactions else row[2]):  # last stable offset, high watermark
-            tail.confirmed_at_s = sent_at_s
+            tail.caught_up(sent_at_s)
         return False
 
 
@@ -284,6 +285,7 @@ class KafkaTail:
         self._high = position
         self._gone = False
         self._error: Exception | None = None
+        self._caught_up = (position, float("-inf"))  # all there was at that time, and when
         self.confirmed_at_s = float("-inf")
 
     @property
@@ -307,6 +309,17 @@ class KafkaTail:
             self.fetched = next_offset
         if self.fetched != before:
             self._wake.set()
+
+    def caught_up(self, at_s: float) -> None:
+        """The broker had no more when it was asked at `at_s` (monotonic, in seconds)."""
+        self._caught_up = (self.fetched, at_s)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        # Not when it was fetched: whoever follows a table knows what it took.
+        end, at_s = self._caught_up
+        if self._position >= end:
+            self.confirmed_at_s = at_s
 
     def out_of_range(self) -> None:
         self._gone = True
@@ -347,6 +360,7 @@ class KafkaTail:
             del self._ready[:count]
         if taken:
             self._position = max(self._position, taken[-1].offset + 1)
+        self._confirm()
         return taken
 
     def _open_next(self) -> bool:
@@ -375,34 +389,62 @@ class _Reading:
     """A batch of a followed partition, being taken record by record."""
 
     def __init__(self, part: batch.Batch, number: int, start: int, max_bytes: int) -> None:
-        self._number, self._start, self._by_broker = number, start, part.log_append_time
+        self._part, self._number, self._start, self._by_broker = part, number, start, part.log_append_time
+        self._next = part.base_offset  # of the next record
         self._refused: Iterator[Record] | None = None
         try:
             self._records = batch.Records(part, max_bytes)
-        except batch.ExpandsTooFar:
-            # Each offset gets its own decision; what the batch held is never unpacked.
-            log.warning(Event.BATCH_TOO_LARGE, partition=number, base_offset=part.base_offset)
-            self._refused = (
-                Record(number, offset, part.max_timestamp_ms, self._by_broker, None, None, (), batch_too_large=True)
-                for offset in range(max(start, part.base_offset), part.next_offset)
-            )
+        except batch.ExpandsTooFar as error:
+            self._refuse("batch_too_large", error)
+        except Exception as error:
+            self._refuse("batch_unreadable", error)
 
     def take(self, limit: int) -> list[Record]:
-        """Up to `limit` records; none only at the end."""
-        if self._refused is not None:
-            return list(islice(self._refused, limit))
+        """Up to `limit` records; none only at the end. What cannot be read comes out refused, offset by offset."""
         number, start, by_broker = self._number, self._start, self._by_broker
-        while True:
-            raw = self._records.take(limit)
-            if not raw:
-                return []
-            got = [
-                Record(number, r.offset, r.timestamp, by_broker, r.key, r.value, tuple(r.headers))
-                for r in raw
-                if r.offset >= start
-            ]
-            if got:
+        while self._refused is None:
+            try:
+                raw = self._records.take(limit)
+                self._next = _offsets_in_order(raw, self._next, self._part.next_offset)
+                got = [
+                    Record(number, r.offset, r.timestamp, by_broker, r.key, r.value, tuple(r.headers))
+                    for r in raw
+                    if r.offset >= start
+                ]
+            except Exception as error:
+                self._refuse("batch_unreadable", error)
+                break
+            if got or not raw:
                 return got
+        return list(islice(self._refused or (), limit))
+
+    def _refuse(self, fault: str, error: Exception) -> None:
+        """Each offset that is left gets a decision of its own; what the batch held there is not shown to anybody."""
+        part, number = self._part, self._number
+        log.warning(
+            Event.BATCH_UNREAD, partition=number, base_offset=part.base_offset, fault=fault, error=type(error).__name__
+        )
+        self._refused = (
+            Record(number, offset, part.max_timestamp_ms, self._by_broker, None, None, (), fault)
+            for offset in range(max(self._start, self._next), part.next_offset)
+        )
+
+
+def _offsets_in_order(records: Sequence[Any], start: int, end: int) -> int:
+    """Where the next record stands. Raises ValueError for offsets that do not increase within the batch's own.
+
+    In a batch that is not compressed the broker leaves the records' own offsets as the producer wrote them: believed,
+    one would name other triggers than its own, or carry the lane past all that come after it.
+    """
+    if not records:
+        return start
+    offsets: list[int] = [record.offset for record in records]
+    first, last = offsets[0], offsets[-1]
+    if first < start or last >= end:
+        raise ValueError(f"records of offsets {first} to {last} where {start} to {end - 1} may stand")
+    if offsets != list(range(first, last + 1)) and not all(map(lt, offsets, offsets[1:])):  # compacted ones have gaps
+        raise ValueError("a batch whose offsets do not increase")
+    return last + 1
 
 
 def _aborted(row: Any) -> Sequence[tuple[int, int]] | None:

@@ -55,7 +55,8 @@ async def accept(settings: Settings, lane: int, by: str, reason: str, *, commit:
         for topic, position in zip((Topic.TRIGGERS, Topic.HANDOFFS), stood, strict=True):
             marks = await cluster.watermarks((names[topic], lane))
             within = marks.start <= position <= marks.high
-            positions[topic] = position if within else marks.start
+            # Beyond the end nothing is missing; to begin again at the start would run all there is a second time.
+            positions[topic] = min(max(position, marks.start), marks.high)
             if before is None or not within:
                 gaps.append(Gap(topic.value, position, positions[topic], by, reason))
         if not gaps:

@@ -57,6 +57,7 @@ BEHIND_ALARM_S: Final = 1.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
 FAILING_MAX_S: Final = 60.0  # of an unknown kind, with nothing decided meanwhile: a disk may be full for a while
+TURN_SHRINKS_BY: Final = 8
 
 
 class State(StrEnum):
@@ -97,6 +98,9 @@ class Lane:
         self._wake = asyncio.Event()
         self._released = False
         self._decided = False  # something was committed since the lane was taken
+        # Less after a turn that failed, down to one: the records may be why.
+        self._turn_records = shared.batch_max_records
+        self._failing_since_s: float | None = None
         self._writer: Writer | None = None
         self._store: Store | None = None
         self._store_path = Path()
@@ -133,6 +137,11 @@ class Lane:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    @property
+    def failing_s(self) -> float:
+        """For how long it has met errors and decided nothing."""
+        return 0.0 if self._failing_since_s is None or self._decided else time.monotonic() - self._failing_since_s
+
     def _enter(self, state: State) -> None:
         if state is not self.state:
             LANE_STATE.labels(self.number, self.state.value).set(0)
@@ -141,7 +150,6 @@ class Lane:
 
     async def _live(self) -> None:
         retry_s, gone = RETRY_FIRST_S, False
-        failing_since_s: float | None = None
         try:
             while not self._released:
                 try:
@@ -169,14 +177,13 @@ class Lane:
                     log.error(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
                     if isinstance(error, StoreUnusable):
                         self._discard_store()  # rebuilt from the changelog, which needs no trust in it
-                    failing_since_s = failing_since_s or time.monotonic()
-                    failed_s = time.monotonic() - failing_since_s
-                    if failed_s > FAILING_MAX_S:
-                        self._stop(f"it failed for {failed_s:.0f} s, deciding nothing: {type(error).__name__}")
+                    if self.failing_s > FAILING_MAX_S:
+                        self._stop(f"it failed for {self.failing_s:.0f} s, deciding nothing: {type(error).__name__}")
                         break
                 await self._let_go_of_writer()
                 if self._decided:
-                    self._decided, failing_since_s, retry_s = False, None, RETRY_FIRST_S
+                    self._decided, self._failing_since_s, retry_s = False, None, RETRY_FIRST_S
+                self._failing_since_s = self._failing_since_s or time.monotonic()
                 self._enter(State.RETRYING)
                 await self._sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_MAX_S)
@@ -327,14 +334,16 @@ class Lane:
     def _fill(self, done: int) -> None:
         """Take what the next slice of a turn needs and no more: records are judged while they are warm in the cache."""
         self._wake.clear()
-        limit = min(SLICE_RECORDS, self._shared.batch_max_records - done)
+        limit = min(SLICE_RECORDS, self._turn_records - done)
         self._handed.fill(self._handoffs, limit, SLICE_BYTES)
-        self._arrived.fill(self._triggers, limit - len(self._handed.records), SLICE_BYTES)
+        # Handoffs that wait take no room from triggers, which need not wait with them.
+        self._arrived.fill(self._triggers, limit - len(self._handed.to_judge), SLICE_BYTES)
 
     async def _rest(self) -> None:
         """Nothing to do: sweep a little, and keep the checkpoint abreast of markers and the clock."""
         if time.monotonic() - self._committed_at_s > IDLE_CHECKPOINT_S:
             await self._commit(None)
+            self._decided = True  # all there was
         self._sweep()
         await self._until_woken(WAIT_S)  # not cleared: what arrived since `_fill` must not wait
 
@@ -362,8 +371,8 @@ class Lane:
             self._decided_of(self._handed, len(judged.handoffs), judged.handoffs_wait)
             self._decided_of(self._arrived, len(judged.triggers), judged.triggers_wait)
             await asyncio.sleep(0)
-            if self._tables.complaint() is not None:
-                break  # the process stood still meanwhile: what waits is judged by tables that are up to date
+            if self._tables.world is not turn.world or self._tables.complaint() is not None:
+                break  # what waits is judged by tables that are up to date
             self._fill(turn.records_in + len(self._arrived.records))
         if not turn.empty:
             await self._commit(turn)
@@ -411,9 +420,11 @@ class Lane:
         except Fenced:
             TRANSACTIONS.labels("fenced").inc()
             raise
-        except CommitUnknown:
-            TRANSACTIONS.labels("unknown").inc()
-            log.warning(Event.COMMIT_UNKNOWN, lane=self.number)
+        except Exception as error:
+            if isinstance(error, CommitUnknown):
+                TRANSACTIONS.labels("unknown").inc()
+                log.warning(Event.COMMIT_UNKNOWN, lane=self.number)
+            self._turn_records = max(self._turn_records // TURN_SHRINKS_BY, 1)
             raise
         # Known to be committed: only now may the local store hold it.
         if turn is not None and turn.overlay:
@@ -428,6 +439,7 @@ class Lane:
         self._clock.confirm(placed[checkpoints].appended_at_ms)
         if turn is not None:
             self._decided = True
+            self._turn_records = min(2 * self._turn_records, shared.batch_max_records)
             self._tell(turn, self._committed_at_s - began)
             self._sweep()
         self.on_commit(self.number, checkpoint.triggers_offset)

@@ -16,7 +16,7 @@ from app.gate import policy
 from app.gate.decide import Memo, World
 from app.gate.policy import Job, Revocations, TrustRule
 from app.gate.token import KeyWanted
-from app.stream.log import Log, Partition, ReadRecord, Tail
+from app.stream.log import Log, Partition, ReadRecord, Tail, Unreadable
 from app.stream.topics import Topic
 from app.telemetry import TABLE_STALENESS, Event, log
 from app.trust import JwksFollower
@@ -106,11 +106,15 @@ class Tables:
     async def _follow(self) -> None:
         while True:
             self._wake.clear()
-            changed = moved = False
+            changed = moved = more = False
             for topic, tail in self._tails.items():
-                for record in tail.take(TAKE_RECORDS, TAKE_BYTES):
+                taken = tail.take(TAKE_RECORDS, TAKE_BYTES)
+                for record in taken:
+                    if record.batch_fault is not None:  # passed over, it might be a revocation that never took effect
+                        raise Unreadable(f"{topic.value} at {record.offset}: {record.batch_fault}")
                     self._apply(topic, ReadRecord(record.offset, record.key, record.value))
-                    changed = True
+                changed |= bool(taken)
+                more |= len(taken) == TAKE_RECORDS
                 moved |= self._positions[topic] != tail.position
                 self._positions[topic] = tail.position
                 TABLE_STALENESS.labels(topic.value).set(min(time.monotonic() - tail.confirmed_at_s, 1e6))
@@ -120,6 +124,9 @@ class Tables:
             elif moved:
                 # Past an aborted transaction. Who starts now has read as far, and says so in its handoffs.
                 self._world = msgspec.structs.replace(self._world, **self._offsets())
+            if more:
+                await asyncio.sleep(0)
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WAIT_S):  # not wait_for, which may swallow a cancellation (Python 3.11)
                     await self._wake.wait()

@@ -145,7 +145,7 @@ class Turn:
         else:
             text = request.trigger.unverified_token if request.trigger is not None else None
             shown, sealed = original(item.record, text, self._seal)
-        self._write(self.dead_letters, outputs.dead_letter(refused, shown, sealed, self._stamp))
+        self._write_whole(self.dead_letters, outputs.dead_letter(refused, shown, sealed, self._stamp))
         # Whoever has not shown a good token learns only what it sent itself.
         job_name = request.trigger.job if request.trigger is not None and token is not None else None
         self._answer(request, "rejected", job_name, refused.first_run_id, refused.rejected)
@@ -156,7 +156,7 @@ class Turn:
         refused = Refused(decide.Request(source), Rejected("handoff_unreadable", foreign.why))
         shown, sealed = original(record, None, self._seal)
         topic = self._topics[Topic.HANDOFFS]
-        self._write(self.dead_letters, outputs.dead_letter(refused, shown, sealed, self._stamp, topic))
+        self._write_whole(self.dead_letters, outputs.dead_letter(refused, shown, sealed, self._stamp, topic))
 
     def _hand_off(self, item: Judged, admitted: Admitted) -> None:
         if item.handed is not None:
@@ -182,6 +182,11 @@ class Turn:
     def _write(self, outs: list[Out], out: Out) -> None:
         outs.append(out)
         self._bytes += len(out.value or b"") + RECORD_OVERHEAD_BYTES
+
+    def _write_whole(self, outs: list[Out], out: Out) -> None:
+        """With key and headers, which a stranger chose: they may outweigh all values."""
+        self._write(outs, out)
+        self._bytes += len(out.key or b"") + sum([len(name) + len(content) for name, content in out.headers])
 
     @property
     def outcomes(self) -> Counter[tuple[str, str | None]]:

@@ -98,6 +98,8 @@ class Worker:
             idle_s, may_s = now - lane.progress_at_s, STUCK_AFTER_S if lane.state in WORKING else LOST_AFTER_S
             if not lane.stopped_because and idle_s > may_s:
                 bad.append(f"lane {lane.number} made no progress for {idle_s:.0f} s, it is {lane.state}")
+            elif lane.failing_s > LOST_AFTER_S:
+                bad.append(f"lane {lane.number} has failed for {lane.failing_s:.0f} s, deciding nothing")
         return not bad, "; ".join(bad) or "ok"
 
     def _mine(self) -> list[Lane]:

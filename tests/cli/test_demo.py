@@ -39,11 +39,13 @@ def test_an_interrupted_demo_leaves_nothing_behind(
     checkout: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     programs = Path(sys.executable).parent
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the demo would rightly outlive it
     demo = subprocess.Popen(
         [sys.executable, checkout / "scripts/_demo.py"],
         env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+    signal.signal(signal.SIGHUP, before)
     assert demo.stdout is not None
     for line in demo.stdout:
         if line == "\n":  # everything is up, and the first triggers are about to be sent

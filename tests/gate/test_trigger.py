@@ -219,7 +219,7 @@ def test_a_detail_never_shows_a_token(code, faulty):
 
 def test_every_parse_reason_of_a_record_has_a_case():
     codes = {code for code, reason in BY_CODE.items() if reason.stage is Stage.PARSE}
-    assert codes - {code for code, _ in FAULTS} == {"batch_too_large", "handoff_unreadable"}
+    assert codes - {code for code, _ in FAULTS} == {"batch_too_large", "batch_unreadable", "handoff_unreadable"}
 
 
 def test_key_of_header_and_value_may_agree_and_their_conflict_is_told():

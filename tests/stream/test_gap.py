@@ -97,6 +97,20 @@ def test_a_gap_is_a_named_stop_until_it_is_accepted(env, broker, prefix, tmp_pat
     assert tollgate(env, "audit", "verify").returncode == 0
 
 
+def test_a_lane_that_stands_beyond_the_end_goes_on_at_the_end_and_not_at_the_start(env, broker, prefix, tmp_path):
+    producer = Producer({"bootstrap.servers": broker})
+    for _ in range(3):
+        producer.produce(prefix + "triggers", value=b"{}", partition=0)
+    stands = records(broker, prefix + "checkpoints")[-1] | {"triggers_offset": 1_000}
+    producer.produce(prefix + "checkpoints", json.dumps(stands).encode(), b"0", partition=0)
+    producer.flush()
+    assert stop_of_lane(env, tmp_path) is not None
+    accepted = tollgate(env, "topics", "accept-gap", "0", "--reason", "the log was cut", "--yes")
+    assert "triggers[0]: it goes on at offset 3" in accepted.stderr
+    assert stop_of_lane(env, tmp_path) is None
+    assert records(broker, prefix + "checkpoints")[-1]["triggers_offset"] == 3
+
+
 def test_where_nothing_is_missing_there_is_nothing_to_accept(env):
     done = tollgate(env, "topics", "accept-gap", "1", "--reason", "none", "--yes")
     assert done.returncode == 5

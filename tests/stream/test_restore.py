@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import json
 import random
+import resource
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -283,14 +283,18 @@ def test_a_store_of_the_same_lane_is_kept(tmp_path: Path) -> None:
     made.close()
 
 
+def _fill(made: store.Store) -> None:
+    for number in range(1, 1_000):
+        made.apply([(identity(number), bytes(500))], number)
+
+
 def test_a_store_that_its_disk_failed_is_closed_and_let_go(tmp_path: Path) -> None:
     made, _ = store.open_store(tmp_path / "s", CLUSTER, BIRTH, LANE)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (32_768, before[1]))  # Python ignores the signal that comes with it
     try:
         with pytest.raises(store.StoreUnusable, match="IO error"):
-            for number in range(1, 1_000):
-                made.apply([(identity(number), bytes(500))], number)
+            _fill(made)
         made.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -41,11 +41,16 @@ def consumer_of(bootstrap: str, isolation: Isolation = "read_committed") -> Cons
     )
 
 
-def count_up_to(bootstrap: str, topic: str, wanted: int, timeout_s: float) -> int:
-    """How many committed records a topic comes to hold; returns at `wanted`, or when none came for `timeout_s`."""
+def count_up_to(
+    bootstrap: str, topic: str, wanted: int, timeout_s: float, partitions: Iterable[int] | None = None
+) -> int:
+    """How many committed records a topic, or some of its partitions, comes to hold.
+
+    Returns at `wanted`, or when none came for `timeout_s`.
+    """
     consumer = consumer_of(bootstrap)
     try:
-        partitions = consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions
+        partitions = partitions or consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         count, last = 0, time.monotonic()
         while count < wanted and time.monotonic() - last < timeout_s:
