@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -294,6 +295,7 @@ def stores_as_their_changelogs(case: Case) -> Iterator[str]:
     for record in case.seen.idempotency:
         by_lane[record.partition].append(record)
     newest = dict.fromkeys(by_lane, 0)
+    damaged = {fault.detail for fault in case.stage.faults}
     for gate in case.stage.gates:
         if not gate.state_dir.exists():
             continue
@@ -302,7 +304,10 @@ def stores_as_their_changelogs(case: Case) -> Iterator[str]:
             try:
                 held, offset = _read_store(path)
             except Exception as error:
-                yield f"{path.parent.name}/{path.name} cannot be opened: {str(error).splitlines()[0][:200]}"
+                # One that was damaged by us and not read since: whoever reads it notices, too.
+                if f"{path.parent.name}/{path.name}" not in damaged:
+                    yield f"{path.parent.name}/{path.name} cannot be read: {str(error).splitlines()[0][:200]}"
+                newest[lane] = sys.maxsize
                 continue
             newest[lane] = max(newest.get(lane, 0), offset)
             yield from _as_its_changelog(path, held, offset, by_lane[lane])
@@ -316,7 +321,7 @@ def store_as_its_changelog(path: Path, changelog: list[Read]) -> Iterator[str]:
     try:
         held, offset = _read_store(path)
     except Exception as error:
-        yield f"{path.parent.name}/{path.name} cannot be opened: {str(error).splitlines()[0][:200]}"
+        yield f"{path.parent.name}/{path.name} cannot be read: {str(error).splitlines()[0][:200]}"
     else:
         yield from _as_its_changelog(path, held, offset, changelog)
 
@@ -324,7 +329,12 @@ def store_as_its_changelog(path: Path, changelog: list[Read]) -> Iterator[str]:
 def _read_store(path: Path) -> tuple[dict[bytes, bytes], int]:
     """What a store holds, and up to where in the changelog; of one that was never written to, nothing up to 0."""
     table = Rdict(str(path), Options(raw_mode=True), access_type=AccessType.read_only())
-    held = dict(table.items())
+    held, rows = {}, table.iter()
+    rows.seek_to_first()
+    while rows.valid():
+        held[rows.key()] = rows.value()
+        rows.next()
+    rows.status()  # raises; items() would end at a block that is damaged, as at the last
     table.close()
     return held, orjson.loads(held.pop(b"meta"))["changelog_offset"] if held else 0
 
