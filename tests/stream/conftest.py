@@ -13,7 +13,7 @@ import pytest
 from app.logs import log
 from tests.support.deployments import Deployment
 
-LANES = 64
+LANES = 128
 
 
 @pytest.fixture(scope="package")
