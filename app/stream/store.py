@@ -155,6 +155,8 @@ class Store:
         """
         # An iterator of its own each time: one that is kept would keep obsolete files, too.
         rows = list(islice(self._db.items(read_opt=_scan_options(), from_key=self._swept_to), limit))
+        if len(rows) < limit:
+            self._require_end(rows[-1][0] if rows else self._swept_to)
         self._swept_to = rows[-1][0] if len(rows) == limit else None
         doomed = [key for key, packed in rows if len(key) == IDENTITY_BYTES and is_dead(packed)]
         if doomed:
@@ -163,6 +165,20 @@ class Store:
                 batch.delete(identity)
             self._write(batch)
         return len(doomed)
+
+    def _require_end(self, last: bytes | None) -> None:
+        """Iteration ends at a damaged block as it does behind the last entry. Raises StoreUnusable."""
+        beyond = self._db.iter(_scan_options())
+        if last is None:
+            beyond.seek_to_first()
+        else:
+            beyond.seek(last)
+        while beyond.valid():
+            beyond.next()
+        try:
+            beyond.status()
+        except Exception as error:
+            raise StoreUnusable(_first_line(error)) from error
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry, for comparisons."""

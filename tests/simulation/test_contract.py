@@ -367,6 +367,13 @@ def test_a_database_keeps_what_was_written_in_order_and_deletes(
     ]  # fmt: skip
     assert [key for key, _ in table.items(from_key=b"b")] == [b"b", b"c"]
     assert list(table.keys()) == [b"a", b"b", b"c"]
+    walk = table.iter(store._scan_options())
+    walk.seek(b"b")
+    walk.next()
+    assert walk.valid()
+    walk.next()
+    assert not walk.valid()
+    walk.status()
     table.close()
 
 

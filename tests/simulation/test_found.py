@@ -85,7 +85,7 @@ def test_a_zombie_whose_position_was_decided_and_deleted_meanwhile_does_not_stop
         for _ in range(5):
             await world.send(world.emitter.sentinel(), 0)
         await world.drain()
-        await until("another has the lane", lambda: running(world)[0][0] is not zombie)
+        await until("another has the lane", lambda: running(world).get(0, (zombie,))[0] is not zombie)
         Misfortune(world)._retain()
         world.loop.continue_process(zombie.process)
         await asyncio.sleep(3.0)

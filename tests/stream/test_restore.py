@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import resource
 import secrets
@@ -281,6 +282,21 @@ def test_a_store_of_the_same_lane_is_kept(tmp_path: Path) -> None:
     assert why is None
     assert (dict(made.items()), made.changelog_offset) == ({identity(99): b"of another time"}, 5)
     made.close()
+
+
+def test_a_sweep_meets_damage_that_no_lookup_has_met(tmp_path: Path) -> None:
+    made, _ = store.open_store(tmp_path / "s", CLUSTER, BIRTH, LANE)
+    made.apply([(identity(number), os.urandom(60)) for number in range(5_000)], 5_000)
+    made.close()
+    (table,) = (tmp_path / "s").glob("*.sst")
+    data = bytearray(table.read_bytes())
+    data[len(data) // 2] ^= 1
+    table.write_bytes(data)
+    again, why = store.open_store(tmp_path / "s", CLUSTER, BIRTH, LANE)
+    assert why is None, "opening reads no entry"
+    with pytest.raises(store.StoreUnusable, match="checksum"):
+        again.sweep(10_000, lambda _: False)
+    again.close()
 
 
 def _fill(made: store.Store) -> None:
