@@ -31,7 +31,7 @@ OnConflict = Literal["refuse", "token_wins"]
 Algorithm = Literal["ES256", "EdDSA", "HS256"]
 
 _JOB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@/+-]*")
-_PATTERN: Final = re.compile(r"[^*]*\*?")  # a trailing * is the only one
+PATTERN: Final = re.compile(r"[^*]*\*?")  # a trailing * is the only one
 _JWKS: Final = re.compile(r"https://[^\s/]+(/\S*)?|/.+")
 
 Name = Annotated[str, Meta(min_length=1, max_length=limits.SUBJECT_MAX_CHARACTERS)]
@@ -129,7 +129,7 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
 
     Whoever keeps the table drops what it had under that key: after compaction nobody would find the older one.
     """
-    record = _decode(value, JobRecord)
+    record = decode_record(value, JobRecord)
     if isinstance(record, str):
         return record
     if key != job_key(record.name):
@@ -140,7 +140,7 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
     secret = next((name for name in record.sensitive if name in record.defaults), None)
     if secret is not None:
         return f"defaults.{secret}: a sensitive parameter has no default; every reader of the registry would see it"
-    if any(not _PATTERN.fullmatch(each.subject) for each in record.allowlist or ()):
+    if any(not PATTERN.fullmatch(each.subject) for each in record.allowlist or ()):
         return "allowlist: a subject may end in *, and holds no other *"
     try:
         loads_object(msgspec.json.encode(record.defaults))
@@ -160,7 +160,7 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
 
 def trust_from_record(key: bytes, value: bytes) -> TrustRule | str:
     """A record under `trust/{issuer}`, or one clause that says what is wrong and where. See `job_from_record`."""
-    rule = _decode(value, TrustRule)
+    rule = decode_record(value, TrustRule)
     if isinstance(rule, str):
         return rule
     if key != trust_key(rule.issuer):
@@ -175,7 +175,7 @@ def trust_from_record(key: bytes, value: bytes) -> TrustRule | str:
     elif not _JWKS.fullmatch(rule.jwks):
         return "jwks: neither an https:// address, nor the absolute path of a file, nor a JWK Set"
     for member in ("subjects", "jobs"):
-        if any(not _PATTERN.fullmatch(pattern) for pattern in getattr(rule, member)):
+        if any(not PATTERN.fullmatch(pattern) for pattern in getattr(rule, member)):
             return f"{member}: a pattern may end in *, and holds no other *"
     return rule
 
@@ -222,7 +222,7 @@ def _refuse_remote(uri: str) -> Any:
     raise ValueError(uri)
 
 
-def _decode(value: bytes, kind: type[Decoded]) -> Decoded | str:
+def decode_record(value: bytes, kind: type[Decoded]) -> Decoded | str:
     try:
         return msgspec.json.decode(value, type=kind, strict=True)
     except msgspec.ValidationError as error:

@@ -254,6 +254,13 @@ REASONS: Final[tuple[Reason, ...]] = (
         "ops: the trust rule's subjects",
     ),
     Reason(
+        "identity_disabled",
+        _V,
+        "the token's subject is an identity that is disabled, or whose record cannot be read",
+        "ops: `tollgate identities enable`, if it should act again",
+        transient=True,
+    ),
+    Reason(
         "token_revoked",
         _V,
         "revoked: the token, its subject or a prefix of it, a job it grants, its class, its key or its issuer",
@@ -273,6 +280,18 @@ REASONS: Final[tuple[Reason, ...]] = (
         _A,
         "the token does not grant this job, or its issuer may not",
         "get a token that names this job",
+    ),
+    Reason(
+        "denied_by_rule",
+        _A,
+        "a mapping rule denies this to the token, its subject, class or host",
+        "ops: `tollgate policy show` names the rule",
+    ),
+    Reason(
+        "not_allowed_by_rule",
+        _A,
+        "mapping rules say what the token, its subject, class or host may start, and this is not in them",
+        "ops: `tollgate policy show` names the rules",
     ),
     Reason("job_unknown", _A, "no such job is registered", "ops: `tollgate jobs apply`"),
     Reason(

@@ -1,0 +1,238 @@
+"""Identities: who may ask for tokens, and the credentials each is known by.
+
+Pure: no I/O, no clock, no randomness. Neither a client's secret nor a private key ever stands in a record: a secret is
+kept as its scrypt hash, a key as its public half.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from msgspec import Meta
+
+from app.gate import limits
+from app.gate.base64url import encode
+from app.gate.definitions import Name, Version, decode_record
+from app.gate.keyset import EDDSA, ES256, JWKSInvalid, KeySet
+from app.gate.redact import token_shaped
+
+IDENTITY_PREFIX: Final = "identity/"
+CREDENTIALS_MAX: Final = 16
+ROLES_MAX: Final = 64
+CLIENT_ALGORITHMS: Final = (ES256, EDDSA)  # of private_key_jwt (RFC 7523): asymmetric ones only
+
+Kind = Literal["service", "task", "user", "host"]
+# What stands before the colon of a name says what kind of identity it is: no record, and no token, can blur that.
+KIND_OF: Final[dict[str, Kind]] = {
+    "svc": "service", "service": "service", "task": "task", "u": "user", "user": "user", "host": "host",
+}  # fmt: skip
+_NAME: Final = re.compile(r"([a-z]+):[A-Za-z0-9][A-Za-z0-9._~:@/+-]*")
+
+# ── credentials ──
+
+# RFC 7914. A secret of ours is 256 random bits, which nobody guesses at any cost: these parameters need not slow a
+# guesser down, only keep what a request can make a server do within 16 MiB and some 50 ms.
+SCRYPT_N: Final = 1 << 14
+SCRYPT_R: Final = 8
+SCRYPT_P: Final = 1
+SALT_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+SECRET_BYTES: Final = 32
+CREDENTIAL_ID_BYTES: Final = 8  # of a secret; a key's id is its kid
+SECRET_PREFIX: Final = "tgs"  # what scanners for leaked secrets can look for  # noqa: S105 - not a secret
+_SECRET: Final = re.compile(rf"{SECRET_PREFIX}_([0-9a-f]{{{2 * CREDENTIAL_ID_BYTES}}})_[A-Za-z0-9_-]{{43}}")
+
+At = Annotated[int, Meta(ge=0, lt=limits.NUMERIC_DATE_MAX_S)]  # seconds since 1970
+CredentialId = Annotated[str, Meta(min_length=1, max_length=limits.KID_MAX_CHARACTERS)]
+
+
+class ClientSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="secret"):
+    """A secret, as its scrypt hash with the parameters it was made by; valid from not_before_s until not_after_s."""
+
+    id: CredentialId
+    salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    digest: Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+    # Bounded: a record must not be able to make a server of tokens spend more than this on a wrong secret.
+    n: Annotated[int, Meta(ge=SCRYPT_N, le=SCRYPT_N)] = SCRYPT_N
+    r: Annotated[int, Meta(ge=SCRYPT_R, le=SCRYPT_R)] = SCRYPT_R
+    p: Annotated[int, Meta(ge=SCRYPT_P, le=SCRYPT_P)] = SCRYPT_P
+    not_before_s: At = 0
+    not_after_s: At | None = None  # None: until it is rotated
+
+
+class ClientKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="key"):
+    """A public key, for private_key_jwt (RFC 7523 section 2.2); its id is its kid."""
+
+    id: CredentialId
+    jwk: dict[str, Any]
+    not_before_s: At = 0
+    not_after_s: At | None = None
+
+
+Credential = ClientSecret | ClientKey
+
+
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whom tokens are issued to: a record of the registry under `identity/{name}`."""
+
+    name: Name  # what is its tokens' sub
+    version: Version
+    kind: Kind
+    issuer: Name  # whose tokens speak of it: a subject means something only together with its issuer
+    org_id: Name
+    roles: Annotated[tuple[Name, ...], Meta(max_length=ROLES_MAX)] = ()
+    disabled: bool = False
+    credentials: Annotated[tuple[Credential, ...], Meta(max_length=CREDENTIALS_MAX)] = ()
+
+    def credentials_at(self, now_s: int) -> tuple[Credential, ...]:
+        """Those that are valid now: during the overlap of a rotation, the old and the new."""
+        return tuple(each for each in self.credentials if is_valid(each, now_s))
+
+
+def is_valid(credential: Credential, now_s: int) -> bool:
+    return credential.not_before_s <= now_s and (credential.not_after_s is None or now_s < credential.not_after_s)
+
+
+def secret_text(credential_id: str, random: bytes) -> str:
+    """A client's secret as its owner gets it, once: it names its credential, so that one hash tells whether it holds.
+
+    `credential_id` is 8 bytes in hex, `random` 32 bytes.
+    """
+    if len(random) != SECRET_BYTES:
+        raise ValueError(f"a secret has {SECRET_BYTES} random bytes")
+    text = f"{SECRET_PREFIX}_{credential_id}_{encode(random)}"
+    if _SECRET.fullmatch(text) is None:
+        raise ValueError(f"a secret's id is {CREDENTIAL_ID_BYTES} bytes in hex")
+    return text
+
+
+def keep_secret(text: str, salt: bytes, not_before_s: int, not_after_s: int | None = None) -> ClientSecret:
+    """What a record may hold of a secret. `salt` is 16 random bytes. Raises ValueError for a text that is no secret."""
+    named = _SECRET.fullmatch(text)
+    if named is None:
+        raise ValueError("not a secret of ours")
+    return ClientSecret(named[1], salt, _scrypt(text, salt), not_before_s=not_before_s, not_after_s=not_after_s)
+
+
+def check_secret(identity: Identity | None, unverified_secret: str, now_s: int) -> ClientSecret | None:
+    """The credential that this secret proves, or None.
+
+    One hash, whoever asks: nobody learns from the time taken whether a client exists, has a secret or once had one.
+    """
+    named = _SECRET.fullmatch(unverified_secret)
+    wanted = named[1] if named is not None else ""
+    candidate = _NOBODYS
+    for each in identity.credentials_at(now_s) if identity is not None else ():
+        if isinstance(each, ClientSecret) and each.id == wanted:
+            candidate = each
+    digest = _scrypt(unverified_secret[:_SECRET_MAX_CHARACTERS], candidate.salt)
+    holds = hmac.compare_digest(digest, candidate.digest)
+    return candidate if holds and candidate is not _NOBODYS and named is not None else None
+
+
+def keys_at(identity: Identity, now_s: int) -> KeySet | None:
+    """The public keys an assertion of this client may be signed with now; None: it has none."""
+    jwks = [each.jwk for each in identity.credentials_at(now_s) if isinstance(each, ClientKey)]
+    return KeySet.from_jwks(msgspec.json.encode({"keys": jwks}), CLIENT_ALGORITHMS) if jwks else None
+
+
+def _scrypt(text: str, salt: bytes) -> bytes:
+    return Scrypt(salt=salt, length=DIGEST_BYTES, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P).derive(
+        text.encode("utf-8", "surrogatepass")
+    )
+
+
+_SECRET_MAX_CHARACTERS: Final = 256
+_NOBODYS: Final = ClientSecret("nobody's", bytes(SALT_BYTES), bytes(DIGEST_BYTES))
+
+
+# ── rotation ──
+
+
+def rotated(identity: Identity, fresh: tuple[Credential, ...], now_s: int, overlap_s: int) -> Identity | str:
+    """The identity with fresh credentials; those of before are valid `overlap_s` longer, those that ended are gone.
+
+    One clause says why not.
+    """
+    ends_s = now_s + overlap_s
+    kept = tuple(
+        _ending(each, ends_s)
+        for each in identity.credentials
+        if (each.not_after_s is None or each.not_after_s > now_s) and overlap_s > 0
+    )
+    taken = {each.id for each in kept}
+    again = next((each.id for each in fresh if each.id in taken), None)
+    if again is not None:
+        return f"it has a credential {again} already: a new key has a new kid"
+    if len(kept) + len(fresh) > CREDENTIALS_MAX:
+        return f"it would have more than {CREDENTIALS_MAX} credentials: wait for the end of an overlap"
+    return msgspec.structs.replace(identity, credentials=kept + fresh)
+
+
+def _ending(credential: Credential, ends_s: int) -> Credential:
+    """Never longer than it was: rotating again does not prolong what an earlier rotation ends."""
+    old_s = credential.not_after_s
+    return msgspec.structs.replace(credential, not_after_s=ends_s if old_s is None else min(old_s, ends_s))
+
+
+# ── records ──
+
+
+def identity_key(name: str) -> bytes:
+    """The registry's key of an identity."""
+    return (IDENTITY_PREFIX + name).encode()
+
+
+def identity_from_record(key: bytes, value: bytes) -> Identity | str:
+    """A record under `identity/{name}`, or one clause that says what is wrong and where."""
+    identity = decode_record(value, Identity)
+    if isinstance(identity, str):
+        return identity
+    if key != identity_key(identity.name):
+        return f"name: the record is not stored under its own key {IDENTITY_PREFIX}{identity.name!r}"
+    kind = kind_of(identity.name)
+    if kind is None:
+        return f"name: {NAME_FAULT}"
+    if identity.kind != kind:
+        return f"kind: {identity.name} is a {kind}, as its name says"
+    if not (identity.issuer.isprintable() and identity.org_id.isprintable()):
+        return "issuer and org_id hold no control characters"
+    ids = [each.id for each in identity.credentials]
+    if len(set(ids)) != len(ids):
+        return "credentials: an id stands twice"
+    for each in identity.credentials:
+        fault = _credential_fault(each)
+        if fault is not None:
+            return f"credentials: {fault}"
+    return identity
+
+
+NAME_FAULT: Final = (
+    f"an identity is named KIND:NAME, KIND one of {', '.join(KIND_OF)}, NAME letters, digits and . _ ~ : @ / + -"
+)
+
+
+def kind_of(name: str) -> Kind | None:
+    """What kind of identity bears this name; None: none does."""
+    named = _NAME.fullmatch(name)
+    if named is None or len(name) > limits.SUBJECT_MAX_CHARACTERS or token_shaped(name):
+        return None
+    return KIND_OF.get(named[1])
+
+
+def _credential_fault(credential: Credential) -> str | None:
+    if credential.not_after_s is not None and credential.not_after_s <= credential.not_before_s:
+        return f"{credential.id} ends before it begins"
+    if isinstance(credential, ClientSecret):
+        return None
+    if credential.jwk.get("kid") != credential.id:
+        return f"{credential.id} is not the kid of its key"
+    try:
+        KeySet.from_jwks(msgspec.json.encode({"keys": [credential.jwk]}), CLIENT_ALGORITHMS)
+    except JWKSInvalid as error:
+        return str(error)
+    return None
