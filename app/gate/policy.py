@@ -34,6 +34,7 @@ __all__ = [
     "check_bearer",
     "check_time",
     "check_token",
+    "granted_job",
     "job_from_record",
     "job_key",
     "merge_params",
@@ -104,6 +105,23 @@ def within_grace(claims: Claims, appended_at_ms: int, grace_s: int) -> bool:
 
 def permit(claims: Claims, rule: TrustRule, jobs: Mapping[str, Job], job: str | None) -> Job | Rejected:
     """The job: granted by name, within the issuer's rule, then known. The same for every trigger of a token."""
+    name = granted_job(claims, rule, job)
+    if isinstance(name, Rejected):
+        return name
+    definition = jobs.get(name)
+    if definition is None:
+        return Rejected("job_unknown", _shown(name))
+    if not definition.allows(claims.iss, claims.sub):
+        return Rejected("not_on_allowlist", _shown(name))
+    if not definition.enabled:
+        return Rejected("job_disabled", _shown(name))
+    if ACCEPTS_NAME[claims.uses] not in definition.accepts:
+        return Rejected("token_class_too_weak", f"{_shown(name)} accepts {', '.join(sorted(definition.accepts))}")
+    return definition
+
+
+def granted_job(claims: Claims, rule: TrustRule, job: str | None) -> str | Rejected:
+    """The name of the job asked for, if the token grants it and its issuer may; not whether it exists."""
     granted = claims.grant.jobs
     if TRIGGER_ACTION not in claims.grant.actions:
         return Rejected("permission_missing")
@@ -122,16 +140,7 @@ def permit(claims: Claims, rule: TrustRule, jobs: Mapping[str, Job], job: str | 
         return Rejected("job_not_authorized", f"the token does not grant {_shown(job)}")
     if not matches(rule.jobs, job):
         return Rejected("job_not_authorized", f"the issuer may not grant {_shown(job)}")
-    definition = jobs.get(job)
-    if definition is None:
-        return Rejected("job_unknown", _shown(job))
-    if not definition.allows(claims.iss, claims.sub):
-        return Rejected("not_on_allowlist", _shown(job))
-    if not definition.enabled:
-        return Rejected("job_disabled", _shown(job))
-    if ACCEPTS_NAME[claims.uses] not in definition.accepts:
-        return Rejected("token_class_too_weak", f"{_shown(job)} accepts {', '.join(sorted(definition.accepts))}")
-    return definition
+    return job
 
 
 def merge_params(

@@ -13,8 +13,10 @@ from typing import Any, Final
 import msgspec
 
 from app.gate import idempotency
+from app.gate.identities import NONE_DISABLED, DisabledIdentities
 from app.gate.keyset import KeyRing
-from app.gate.policy import Job, Revocations, TrustRule, check_bearer, check_time, permit
+from app.gate.mapping import NO_RULES, MappingRules
+from app.gate.policy import Job, Revocations, TrustRule, check_bearer, check_time, granted_job, permit
 from app.gate.reasons import Rejected
 from app.gate.records import IssuerAndSubject, TokenReference
 from app.gate.token import Claims, VerifiedToken
@@ -39,6 +41,7 @@ class Bearer(msgspec.Struct, frozen=True):
 
     rule: TrustRule
     refused: Rejected | None  # organisation, class or subject
+    mapping: MappingRules | None  # those that fit it, if any does
     emitter: str  # a handle that names nobody
     identity: IssuerAndSubject
     jti_scope: bytes
@@ -119,6 +122,8 @@ class World(msgspec.Struct, frozen=True):
     rules: Mapping[str, TrustRule]
     jobs: Mapping[str, Job]
     revocations: Revocations
+    disabled: DisabledIdentities = NONE_DISABLED
+    mapping: MappingRules = NO_RULES
     registry_offset: int = 0  # how far the two tables had been read
     revocations_offset: int = 0
     # Of this world alone: what was verified with keys of the one before must not outlive it.
@@ -135,7 +140,10 @@ def bearer_of(claims: Claims, world: World, memo: Memo) -> Bearer | None:
             return None
         who = IssuerAndSubject(claims.iss, claims.sub)
         scope = idempotency.jti_scope(claims.iss)
-        bearer = Bearer(rule, check_bearer(claims, rule), emitter(claims), who, scope, {})
+        refused = check_bearer(claims, rule)
+        if refused is None and world.disabled.covers(claims.iss, claims.sub):
+            refused = Rejected("identity_disabled")
+        bearer = Bearer(rule, refused, world.mapping.of_bearer(claims), emitter(claims), who, scope, {})
         _room(memo.bearers)
         memo.bearers[name] = bearer
     return bearer
@@ -152,13 +160,18 @@ def stand(
 ) -> Standing | Rejected:
     """The rest of stage 2 and the half of stage 3 that looks at no parameter, in the order of the reasons."""
     claims = token.claims
-    # 2 verify: the token's time, its bearer, revocation
+    # 2 verify: the token's time, its bearer (disabled or not), revocation
     refusal = check_time(claims, bearer.rule, appended_at_ms, world.grace_s) or bearer.refused
     if refusal is not None:
         return refusal
     if world.revocations.covers(claims):
         return Rejected("token_revoked")
-    # 3 authorize: the job
+    # 3 authorize: what is mapped to the token, then the job
+    if bearer.mapping is not None:
+        name = granted_job(claims, bearer.rule, job)
+        refusal = bearer.mapping.refuse(claims.jti, name) if isinstance(name, str) else name
+        if refusal is not None:
+            return refusal
     grant = claims.grant
     asked = (claims.uses, grant.actions, grant.jobs, job)
     permitted = bearer.permitted.get(asked)

@@ -14,6 +14,8 @@ import msgspec
 
 from app.gate import policy
 from app.gate.decide import Memo, World
+from app.gate.identities import Identities
+from app.gate.mapping import MappingRule, in_effect, mapping_from_record
 from app.gate.policy import Job, Revocations, TrustRule
 from app.gate.token import KeyWanted
 from app.stream.log import Log, Partition, ReadRecord, Tail, Unreadable
@@ -41,6 +43,8 @@ class Tables:
         self._wake = asyncio.Event()
         self._jobs: dict[str, Job] = {}
         self._rules: dict[str, TrustRule] = {}
+        self._mapping: dict[str, MappingRule | None] = {}  # None: one that cannot be read
+        self._identities = Identities()
         self._revocations = Revocations()
         self._world = world
         self._ring_version = -1
@@ -63,6 +67,9 @@ class Tables:
         for topic, tail in self._tails.items():
             if now - tail.confirmed_at_s > self._max_staleness_s:
                 return f"{topic} was last confirmed {min(now - tail.confirmed_at_s, 1e6):.1f} s ago"
+        unreadable = next((name for name, rule in self._mapping.items() if rule is None), None)
+        if unreadable is not None:  # whom it denies is not known: nobody is refused wrongly, nor let through
+            return f"the mapping rule {unreadable} cannot be read: it may be of a later version of the gate"
         return None
 
     async def ended(self) -> None:
@@ -156,6 +163,22 @@ class Tables:
                 if isinstance(rule, str):
                     return rule
                 self._rules[rule.issuer] = rule
+        elif kind == "identity":
+            return self._identities.apply(name, record.value)
+        elif kind == "rule":
+            return self._apply_mapping(name, record)
+        return None
+
+    def _apply_mapping(self, name: str, record: ReadRecord) -> str | None:
+        """What cannot be read may be a denial: it stays, as such, until it is mended or removed."""
+        self._mapping.pop(name, None)
+        if record.value is None:
+            return None
+        rule = mapping_from_record(record.key or b"", record.value)
+        if isinstance(rule, str):
+            self._mapping[name] = None
+            return rule
+        self._mapping[name] = rule
         return None
 
     def _rebuild(self) -> None:
@@ -167,6 +190,8 @@ class Tables:
             rules=dict(self._rules),
             jobs=dict(self._jobs),
             revocations=self._revocations,
+            disabled=self._identities.disabled(),
+            mapping=in_effect(self._mapping),
             memo=Memo(),
             **self._offsets(),
         )
