@@ -96,6 +96,9 @@ class Issuer(Section, frozen=True):
     jwks_file: Annotated[Path, about("where `tollgate keys` writes the public JWK Set")] = Path(".tollgate/jwks.json")
     org_id: str = "dev"
     subject: str = "service:cli"
+    identity: Annotated[
+        str | None, about("issue as this identity, by its secret; default: as whoever holds the key files")
+    ] = None
 
 
 class Telemetry(Section, frozen=True):
@@ -151,7 +154,7 @@ Given = dict[str, dict[str, Any]]  # section → setting → value, as one sourc
 _SECTIONS: Final[dict[str, type[Section]]] = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 # Short names for what is set on almost every command.
 _SHORT_ENV: Final = {"TOLLGATE_BOOTSTRAP": ("kafka", "bootstrap"), "TOLLGATE_PREFIX": ("kafka", "prefix")}
-_ALSO_READ: Final = ("TOLLGATE_CONFIG", "TOLLGATE_TOKEN", "TOLLGATE_TRACEBACK")
+_ALSO_READ: Final = ("TOLLGATE_CONFIG", "TOLLGATE_TOKEN", "TOLLGATE_CLIENT_SECRET", "TOLLGATE_TRACEBACK")
 # The supervisor's own, and those of scripts and tests.
 _NO_SETTINGS: Final = {
     *_ALSO_READ, "TOLLGATE_WORKER_INDEX", "TOLLGATE_ROOT", "TOLLGATE_PYTHON", "TOLLGATE_ROWS_FULL", "TOLLGATE_FUZZ",

@@ -1,4 +1,4 @@
-"""The registry: TOML files become job definitions and trust rules, and those become records of the registry topic.
+"""The registry: TOML files become jobs, trust rules, identities and policy, and those records of the registry topic.
 
 A definition is judged by the very function every gate reads the record with, so what was applied is what gates take.
 """
@@ -15,28 +15,40 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import msgspec
 import orjson
 
+from app.authority.identities import Identity, identity_from_record, identity_key, kind_of
+from app.authority.roles import Role, role_from_record, role_key
 from app.gate import limits
 from app.gate.definitions import Job, JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
+from app.gate.mapping import MappingRule, mapping_from_record, mapping_key
 from app.stream.topics import Topic
 
 if TYPE_CHECKING:
     from app.config import Settings
 
-Kind = Literal["jobs", "trust"]
+Kind = Literal["jobs", "trust", "identities", "roles", "rules"]
 
 FIRST_VERSION: Final = 1
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 READ_TIMEOUT_S: Final = 30
 
-_RECORD: Final[dict[Kind, Any]] = {"jobs": JobRecord, "trust": TrustRule}
-_NAMED: Final[dict[Kind, str]] = {"jobs": "name", "trust": "issuer"}
-_KEY: Final = {"jobs": job_key, "trust": trust_key}
-_JUDGE: Final = {"jobs": job_from_record, "trust": trust_from_record}
+_RECORD: Final[dict[Kind, Any]] = {
+    "jobs": JobRecord, "trust": TrustRule, "identities": Identity, "roles": Role, "rules": MappingRule,
+}  # fmt: skip
+_NAMED: Final[dict[Kind, str]] = dict.fromkeys(_RECORD, "name") | {"trust": "issuer"}
+_KEY: Final[dict[Kind, Callable[[str], bytes]]] = {
+    "jobs": job_key, "trust": trust_key, "identities": identity_key, "roles": role_key, "rules": mapping_key,
+}  # fmt: skip
+_JUDGE: Final[dict[Kind, Callable[[bytes, bytes], Any]]] = {
+    "jobs": job_from_record, "trust": trust_from_record, "identities": identity_from_record, "roles": role_from_record,
+    "rules": mapping_from_record,
+}  # fmt: skip
+# What no file says: a name says its kind, and the rest is changed by commands, which a file must not undo.
+_NOT_IN_FILES: Final[dict[Kind, tuple[str, ...]]] = {"identities": ("kind", *(_KEPT := ("disabled", "credentials")))}
 # What a rule says when it says nothing; organisations, subjects and jobs are never guessed.
 _TRUST_DEFAULTS: Final = {
     "algorithms": ["ES256"], "classes": ["trigger"], "max_lifetime_s": limits.ONE_SHOT_LIFETIME_MAX_S,
 }  # fmt: skip
-_NEVER_EMPTY: Final = ("algorithms", "classes", "orgs", "subjects", "jobs", "accepts", "allowlist")
+_NEVER_EMPTY: Final = ("algorithms", "classes", "orgs", "subjects", "jobs", "accepts", "allowlist", "roles")
 
 
 class RegistryError(Exception):
@@ -54,6 +66,19 @@ class Definition(NamedTuple):
     @property
     def registry_key(self) -> bytes:
         return _KEY[self.kind](self.name)
+
+    def over(self, old: bytes) -> Definition:
+        """With what the record that is there holds and no file says. Raises RegistryError when that cannot be read."""
+        if self.kind != "identities":
+            return self
+        there = identity_from_record(self.registry_key, old)
+        if isinstance(there, str):
+            raise RegistryError(
+                f"the registry's record of {self.name} cannot be read ({there}), so its credentials would be lost: "
+                "use the version of the program that wrote it, or remove the identity first"
+            )
+        members = msgspec.to_builtins(there)
+        return self._replace(members=self.members | {member: members[member] for member in _KEPT})
 
     def record(self, version: int) -> bytes:
         """The value of its record. All members are said, so that a later default changes no job that exists."""
@@ -73,28 +98,31 @@ class Change(NamedTuple):
 # ── files ──
 
 
-def read_definitions(path: Path, kind: Kind) -> list[Definition]:
-    """The definitions of a TOML file. Raises RegistryError."""
+def read_definitions(path: Path, *kinds: Kind, defaults: Mapping[str, Any] | None = None) -> list[Definition]:
+    """The definitions of a TOML file; `defaults` are members that a table may leave out. Raises RegistryError."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RegistryError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RegistryError(f"{path} is not TOML: {error}") from None
-    tables = document.pop(kind, None)
-    if document:
-        raise RegistryError(f'{path}: [{next(iter(document))}] is unknown; the file holds [{kind}."NAME"] tables only')
-    if not isinstance(tables, dict) or not tables:
-        raise RegistryError(f'{path} defines nothing: it needs a table [{kind}."NAME"]')
+    known = " and ".join(f'[{kind}."NAME"]' for kind in kinds)
+    unknown = next((name for name in document if name not in kinds), None)
+    if unknown is not None:
+        raise RegistryError(f"{path}: [{unknown}] is unknown; the file holds {known} tables only")
     definitions = []
-    for name, table in tables.items():
-        where = f'{path}: [{kind}."{name}"]'
-        if not isinstance(table, dict):
-            raise RegistryError(f"{where} is not a table")
-        try:
-            definitions.append(_definition(kind, name, table, path.parent))
-        except ValueError as error:
-            raise RegistryError(f"{where} {error}") from None
+    for kind in kinds:
+        tables = document.get(kind, {})
+        for name, table in tables.items() if isinstance(tables, dict) else ():
+            where = f'{path}: [{kind}."{name}"]'
+            if not isinstance(table, dict):
+                raise RegistryError(f"{where} is not a table")
+            try:
+                definitions.append(_definition(kind, name, {**(defaults or {}), **table}, path.parent))
+            except ValueError as error:
+                raise RegistryError(f"{where} {error}") from None
+    if not definitions:
+        raise RegistryError(f"{path} defines nothing: it needs a table {known}")
     return definitions
 
 
@@ -109,21 +137,38 @@ def define(kind: Kind, name: str, table: dict[str, Any]) -> Definition:
 def _definition(kind: Kind, name: str, table: dict[str, Any], base: Path) -> Definition:
     """Raises ValueError with a clause that begins with the member it is about."""
     _refuse_other_than_json(table, "")
-    known = {field.name for field in msgspec.structs.fields(_RECORD[kind])} - {_NAMED[kind], "version"}
+    known = {field.name for field in msgspec.structs.fields(_RECORD[kind])} - {
+        _NAMED[kind], "version", *_NOT_IN_FILES.get(kind, ()),
+    }  # fmt: skip
     unknown = next((member for member in table if member not in known), None)
     if unknown is not None:
         raise ValueError(f"{unknown}: unknown member; there are {', '.join(sorted(known))}")
     empty = next((member for member in _NEVER_EMPTY if table.get(member) == []), None)
     if empty is not None:
         raise ValueError(f"{empty}: is empty, which would refuse everything; leave out the table instead")
-    members = _job_members(table, base) if kind == "jobs" else _trust_members(table, base)
-    definition = Definition(kind, name, members)
+    definition = Definition(kind, name, _members(kind, name, table, base))
     judged = _JUDGE[kind](definition.registry_key, definition.record(FIRST_VERSION))
-    if isinstance(judged, Job):
-        return definition
-    if isinstance(judged, TrustRule):
-        return definition._replace(warnings=tuple(_warnings(judged)))
-    raise ValueError(judged)
+    match judged:
+        case str():
+            raise ValueError(judged)
+        case Job():
+            return definition
+        case TrustRule():
+            return definition._replace(warnings=tuple(_warnings(judged)))
+    members = msgspec.to_builtins(judged)
+    return definition._replace(members={n: of for n, of in members.items() if n not in {_NAMED[kind], "version"}})
+
+
+def _members(kind: Kind, name: str, table: dict[str, Any], base: Path) -> dict[str, Any]:
+    match kind:
+        case "jobs":
+            return _job_members(table, base)
+        case "trust":
+            return _trust_members(table, base)
+        case "identities":
+            return {**table, "kind": kind_of(name) or "service"}  # a name that is none is refused as such
+        case "roles" | "rules":
+            return table
 
 
 def _job_members(table: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -194,6 +239,7 @@ def plan(definitions: Iterable[Definition], present: Mapping[bytes, bytes]) -> l
             changes.append(_change(definition, "created", FIRST_VERSION))
             continue
         version = _version_of(old)
+        definition = definition.over(old)  # noqa: PLW2901 - the same, complete
         if _same(old, definition.record(version)):
             changes.append(_change(definition, "unchanged", version))
         else:
@@ -276,7 +322,7 @@ async def apply(settings: Settings, definitions: list[Definition], *, dry_run: b
     """
     if dry_run:
         return plan(definitions, await read_registry(settings))
-    async with _only_writer(settings) as (present, write):
+    async with only_writer(settings) as (present, write):
         changes = plan(definitions, present)
         await write({_KEY[each.kind](each.name): each.record for each in changes if each.action != "unchanged"})
     return changes
@@ -287,18 +333,18 @@ async def add_missing(settings: Settings, definitions: list[Definition]) -> list
 
     Raises RegistryError as `apply` does.
     """
-    async with _only_writer(settings) as (present, write):
+    async with only_writer(settings) as (present, write):
         changes = plan(definitions, present)
         await write({_KEY[each.kind](each.name): each.record for each in changes if each.action == "created"})
     return changes
 
 
-async def remove_trust(settings: Settings, issuer: str) -> bool:
-    """Take an issuer's rule away: gates refuse its tokens within a second. False when there is none."""
-    async with _only_writer(settings) as (present, write):
-        there = trust_key(issuer) in present
+async def remove(settings: Settings, kind: Kind, name: str) -> bool:
+    """Take a definition away: gates follow within a second. False when there is none."""
+    async with only_writer(settings) as (present, write):
+        there = _KEY[kind](name) in present
         if there:
-            await write({trust_key(issuer): None})
+            await write({_KEY[kind](name): None})
     return there
 
 
@@ -306,7 +352,7 @@ Write = Callable[[Mapping[bytes, bytes | None]], Awaitable[None]]
 
 
 @asynccontextmanager
-async def _only_writer(settings: Settings) -> AsyncIterator[tuple[dict[bytes, bytes], Write]]:
+async def only_writer(settings: Settings) -> AsyncIterator[tuple[dict[bytes, bytes], Write]]:
     """The registry as it stands, and what writes records by key, all or none; None deletes."""
     from aiokafka import AIOKafkaProducer
     from aiokafka.errors import ProducerFenced

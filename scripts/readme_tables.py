@@ -18,8 +18,9 @@ WHAT = {
     "audit": "every presentation of a token, one record per transaction and lane, hash-chained",
     "idempotency": "the dedup table: a lane's changelog",
     "checkpoints": "where each lane stands",
-    "registry": "job definitions and trust rules: the root of trust, ops only",
+    "registry": "job definitions, trust rules, identities, policy: the root of trust, ops only",
     "revocations": "who or what is no longer honoured: ops and issuers only",
+    "issuance": "who was given which token, and who was refused one; never a token",
 }
 
 

@@ -3,15 +3,20 @@
 import asyncio
 import json
 
+import msgspec
 import orjson
 import pytest
 from typer.testing import CliRunner
 
 from app import config, registry
+from app.authority.identities import Identity, identity_from_record
+from app.authority.roles import Allow, Deny, Role, role_from_record
 from app.cli import common, jobs, trust
+from app.gate.mapping import mapping_from_record
 from app.gate.policy import Job, TrustRule, job_from_record, trust_from_record
 from app.registry import RegistryError, plan, read_definitions
 from app.stream.topics import Topic
+from tests.authority.test_identities import CI
 
 JOBS = """
 [jobs."reports/nightly"]
@@ -176,6 +181,90 @@ def test_rows_show_what_no_gate_can_read(write):
     assert "error" not in rows[0]
     assert rows[0]["version"] == 2
     assert "error" in rows[1]
+
+
+# ── identities and policy ──
+
+IDENTITIES = """
+[identities."svc:ci"]
+roles = ["deployer"]
+
+[identities."u:ann"]
+org_id = "other"
+"""
+POLICY = """
+[roles.deployer]
+allow = [{ jobs = ["deploy-*"], max_lifetime_s = 3600 }]
+deny = [{ jobs = ["deploy-prod"], uses = ["many"] }]
+
+[rules.freeze]
+effect = "deny"
+jobs = ["deploy-*"]
+reason = "until Monday"
+"""
+OURS = {"issuer": "https://issuer.example", "org_id": "acme"}
+
+
+def test_identities_are_read_with_their_kind_and_our_issuer_and_organisation(write):
+    ci, ann = read_definitions(write(IDENTITIES), "identities", defaults=OURS)
+    assert identity_from_record(ci.registry_key, ci.record(3)) == Identity(
+        "svc:ci", 3, "service", "https://issuer.example", "acme", ("deployer",)
+    )
+    made = identity_from_record(ann.registry_key, ann.record(1))
+    assert (made.kind, made.org_id, made.roles) == ("user", "other", ())
+
+
+def test_a_policy_file_holds_roles_and_rules_and_all_members_are_said(write):
+    role, rule = read_definitions(write(POLICY), "roles", "rules")
+    assert role_from_record(role.registry_key, role.record(1)) == Role(
+        "deployer", 1, (Allow(("deploy-*",), max_lifetime_s=3_600),), (Deny(("deploy-prod",), uses=("many",)),)
+    )
+    assert json.loads(role.record(1))["allow"][0]["classes"] == ["trigger"]
+    made = mapping_from_record(rule.registry_key, rule.record(1))
+    assert (made.effect, made.jobs, made.reason, made.jtis) == ("deny", ("deploy-*",), "until Monday", None)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "text", "said"),
+    [
+        (("identities",), '[identities."ci"]', "name: an identity is named KIND:NAME"),
+        (
+            ("identities",),
+            '[identities."svc:ci"]\ndisabled = true',
+            "disabled: unknown member; there are issuer, org_id",
+        ),
+        (("identities",), '[identities."svc:ci"]\ncredentials = []', "credentials: unknown member"),
+        (("identities",), '[identities."svc:ci"]\nkind = "user"', "kind: unknown member"),
+        (("identities",), '[identities."svc:ci"]\nroles = []', "roles: is empty"),
+        (("identities",), '[identities."svc:ci"]\nroles = "x"', "roles: expected array"),
+        (("roles", "rules"), "[jobs.x]", '[jobs] is unknown; the file holds [roles."NAME"] and [rules."NAME"] tables'),
+        (("roles", "rules"), "[roles.x]\nallow = [{}]", "allow[0].jobs: is empty"),
+        (("roles", "rules"), '[rules.x]\neffect = "deny"', "whom is it for"),
+        (("roles", "rules"), '[rules.x]\neffect = "deny"\njobs = ["a*b"]', "jobs: a pattern may end in *"),
+    ],
+)
+def test_a_wrong_policy_is_one_sentence_too(write, kinds, text, said):
+    with pytest.raises(RegistryError) as raised:
+        read_definitions(write(text), *kinds, defaults=OURS if kinds == ("identities",) else None)
+    assert said in str(raised.value)
+
+
+def test_applying_a_file_keeps_credentials_and_whether_an_identity_is_disabled(write):
+    ci, _ = read_definitions(write(IDENTITIES), "identities", defaults=OURS)
+    held = msgspec.structs.replace(CI, version=4, disabled=True)
+    present = {ci.registry_key: msgspec.json.encode(held)}
+    assert [change.action for change in plan([ci], present)] == ["unchanged"]
+    changed = read_definitions(write(IDENTITIES.replace("deployer", "reporter")), "identities", defaults=OURS)
+    (change, _) = plan(changed, present)
+    made = identity_from_record(ci.registry_key, change.record)
+    assert made == msgspec.structs.replace(held, version=5, roles=("reporter",))
+
+
+def test_an_identity_that_cannot_be_read_is_not_written_over(write):
+    """Its credentials would be lost, and it might come to life again."""
+    ci, _ = read_definitions(write(IDENTITIES), "identities", defaults=OURS)
+    with pytest.raises(RegistryError, match="cannot be read"):
+        plan([ci], {ci.registry_key: b'{"name": "svc:ci", "later": true}'})
 
 
 # ── a real broker ──

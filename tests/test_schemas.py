@@ -10,8 +10,12 @@ import msgspec
 import pytest
 import yaml
 
+from app.authority.identities import Identity, identity_from_record, identity_key
+from app.authority.records import Issued, IssueDenied
+from app.authority.roles import Role, role_from_record, role_key
 from app.gate import idempotency, records
 from app.gate.definitions import JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
+from app.gate.mapping import MappingRule, mapping_from_record, mapping_key
 from app.gate.policy import Revocation, Revocations, revocation_key
 from app.gate.reasons import REASONS, Stage
 from app.gate.trigger import DECIDING_HEADERS, MEMBERS, Record, Trigger, parse
@@ -33,10 +37,15 @@ DIGESTS = {
     "dead-letter.v1": "f1a3f1f84bdb542d",
     "handoff.v1": "6baec3db83fa06e3",
     "idempotency.v1": "dea998c26ce4fc94",
+    "issue-denied.v1": "b47c2053fefbff7d",
+    "issued.v1": "98377ab47c84d0fb",
     "job.v1": "11d9c003c91627b3",
     "receipt.v1": "9767b60f35ce430f",
     "registry-deployment.v1": "38247db90672d495",
+    "registry-identity.v1": "4f79e7187630d0a1",
     "registry-job.v1": "96bfbbeef49d3f11",
+    "registry-role.v1": "f9bbef4978c79031",
+    "registry-rule.v1": "86b9047e105a2afd",
     "registry-trust.v1": "3e3b97b7e0ac94d7",
     "revocation.v1": "488b6a704cc36c9f",
     "trigger-token.v1": "fa7f99b6039bee30",
@@ -135,7 +144,12 @@ WRITTEN = {
     "checkpoint.v1": records.Checkpoint,
     "registry-job.v1": JobRecord,
     "registry-trust.v1": TrustRule,
+    "registry-identity.v1": Identity,
+    "registry-role.v1": Role,
+    "registry-rule.v1": MappingRule,
     "registry-deployment.v1": DeploymentRecord,
+    "issued.v1": Issued,
+    "issue-denied.v1": IssueDenied,
     "revocation.v1": Revocation,
 }
 
@@ -165,6 +179,13 @@ def test_examples_of_definitions_and_revocations_are_taken_by_the_gate():
     assert not isinstance(job_from_record(job_key(example["name"]), json.dumps(example).encode()), str)
     (example,) = SCHEMAS["registry-trust.v1"]["examples"]
     assert not isinstance(trust_from_record(trust_key(example["issuer"]), json.dumps(example).encode()), str)
+    for name, made, named in (
+        ("registry-identity.v1", identity_from_record, identity_key),
+        ("registry-role.v1", role_from_record, role_key),
+        ("registry-rule.v1", mapping_from_record, mapping_key),
+    ):
+        (example,) = SCHEMAS[name]["examples"]
+        assert not isinstance(made(named(example["name"]), json.dumps(example).encode()), str)
     (example,) = SCHEMAS["revocation.v1"]["examples"]
     named = revocation_key(example["issuer"], example["selector"], example["value"])
     assert Revocations().apply(named, json.dumps(example).encode()) is None

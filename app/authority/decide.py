@@ -20,7 +20,7 @@ from app.authority.roles import CLASS_LIFETIME_MAX_S, Allow, Deny, Role, TokenCl
 from app.gate import limits
 from app.gate.claims import Uses
 from app.gate.definitions import job_name_fault, matches
-from app.gate.reasons import BY_CODE
+from app.gate.reasons import BY_CODE, Reason
 
 
 class Denial(NamedTuple):
@@ -82,18 +82,22 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 class Denied(msgspec.Struct, frozen=True):
-    """It may not: a code of DENIALS or of the gate's reasons, and one sentence for whoever asked."""
+    """It may not: a code of DENIALS, of the gate's reasons or of minting, and one sentence for whoever asked."""
 
     code: str
     words: str
 
     @property
     def meaning(self) -> str:
-        return _BY_CODE[self.code].meaning if self.code in _BY_CODE else BY_CODE[self.code].meaning
+        return told.meaning if (told := _told(self.code)) is not None else self.words
 
     @property
     def remedy(self) -> str:
-        return _BY_CODE[self.code].remedy if self.code in _BY_CODE else BY_CODE[self.code].remedy
+        return told.remedy if (told := _told(self.code)) is not None else ""
+
+
+def _told(code: str) -> Denial | Reason | None:
+    return _BY_CODE.get(code) or BY_CODE.get(code)
 
 
 def unauthenticated() -> Denied:

@@ -35,6 +35,10 @@ def audit(
     identity: Annotated[
         str | None, typer.Option(show_default=False, help="only of this subject, or of this issuer")
     ] = None,
+    issuer: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="only of this issuer's: another's subject of one name is another"),
+    ] = None,
     job: JobName = None,
     outcome: Outcome = None,
     asked: Asked,
@@ -57,10 +61,13 @@ def audit(
 
     def wanted(entry: Entry) -> Iterator[dict[str, Any]]:
         for row in rows_of(entry):
-            if identity in {None, row.get("subject"), row.get("issuer")} and matches(row, job=job, outcome=outcome):
+            if identity in {None, row.get("subject"), row.get("issuer")} and matches(
+                row, issuer=issuer, job=job, outcome=outcome
+            ):
                 yield row
 
-    asked.show(Topic.AUDIT, wanted, WIDTHS, narrowed=any(each is not None for each in (identity, job, outcome)))
+    narrowed = any(each is not None for each in (identity, issuer, job, outcome))
+    asked.show(Topic.AUDIT, wanted, WIDTHS, narrowed=narrowed)
 
 
 def _refuse_options_before(context: typer.Context, subcommand: str) -> None:

@@ -41,6 +41,8 @@ COMMANDS: Final = (
     Command("jobs", "app.cli.jobs", "job definitions (apply, list) and accepted jobs (tail)", _OPS),
     Command("allowlist", "app.cli.allowlist", "who may start a job, as its owner says: suggest", _OPS),
     Command("trust", "app.cli.trust", "which issuers may do what", _OPS),
+    Command("identities", "app.cli.identities", "who may ask for tokens, and their credentials", _OPS),
+    Command("policy", "app.cli.policy", "what roles may issue, and rules over tokens that are out", _OPS),
     Command("doctor", "app.cli.doctor", "broker, topics, keys, clock: what is wrong and how to mend it", _OPS),
     Command("keys", "app.cli.keys", "signing keys: generate, rotate, retire, list, jwks", _TOKENS),
     Command("token", "app.cli.token", "issue, inspect, verify and revoke tokens", _TOKENS),
@@ -56,6 +58,7 @@ _BY_NAME: Final = {command.name: command for command in COMMANDS}
 ELSEWHERE: Final = {
     ("jobs", "tail"): ("app.cli.read", "jobs_tail"),
     ("audit", "verify"): ("app.cli.audit_chain", "verify"),
+    ("audit", "issuance"): ("app.cli.issuance", "issuance"),
     ("token", "revoke"): ("app.cli.revoke", "revoke"),
 }
 

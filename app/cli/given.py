@@ -108,16 +108,7 @@ def tokens(token_file: str | None) -> tuple[list[str], str]:
     """The tokens of a file, of stdin (`-`) or (None) of TOLLGATE_TOKEN, and what to call that; never of an argument,
     which a process list would show. Raises OSError.
     """
-    if token_file is None:
-        return os.environ.get("TOLLGATE_TOKEN", "").split(), "TOLLGATE_TOKEN in the environment"
-    if token_file == "-":  # noqa: S105 - stdin
-        raw, where = sys.stdin.buffer.read(), "stdin"
-    else:
-        raw, where = Path(token_file).read_bytes(), token_file
-    try:
-        return raw.decode().split(), where
-    except UnicodeDecodeError:
-        common.fail(f"{where} is not text, so it holds no token", common.USAGE)
+    return _words(token_file, "TOLLGATE_TOKEN", "token")
 
 
 def token(token_file: str | None) -> str:
@@ -128,3 +119,21 @@ def token(token_file: str | None) -> str:
     if len(words) > 1:
         common.fail(f"{where} holds more than one word: give one token", common.USAGE)
     return words[0]
+
+
+def secret(secret_file: str | None) -> str:
+    """The secret of the identity a command acts as: of a file, of stdin, or of TOLLGATE_CLIENT_SECRET."""
+    words, where = _words(secret_file, "TOLLGATE_CLIENT_SECRET", "secret")
+    if len(words) != 1:
+        common.fail(f"{where} does not hold one secret: give --secret-file FILE, or - for stdin", common.USAGE)
+    return words[0]
+
+
+def _words(file: str | None, variable: str, what: str) -> tuple[list[str], str]:
+    if file is None:
+        return os.environ.get(variable, "").split(), f"{variable} in the environment"
+    raw, where = (sys.stdin.buffer.read(), "stdin") if file == "-" else (Path(file).read_bytes(), file)
+    try:
+        return raw.decode().split(), where
+    except UnicodeDecodeError:
+        common.fail(f"{where} is not text, so it holds no {what}", common.USAGE)

@@ -30,7 +30,7 @@ def apply(
 
     Example: tollgate jobs apply jobs.toml --dry-run
     """
-    trust.apply_file(file, "jobs", dry_run, output, bootstrap, prefix)
+    trust.apply_file(file, ("jobs",), dry_run, output, bootstrap, prefix)
 
 
 @app.command("list")
@@ -39,4 +39,4 @@ def list_(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = N
 
     Example: tollgate jobs list -o json
     """
-    trust.list_kind("jobs", COLUMNS, output, bootstrap, prefix)
+    trust.list_kinds(("jobs",), COLUMNS, output, bootstrap, prefix)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Final
 
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+_CLIENT_SECRET: Final = re.compile(r"tgs_[0-9a-f]{4,}_[A-Za-z0-9_-]*")  # as `tollgate identities rotate` makes them
 _SHORTEST_TOKEN: Final = 20  # a handle; shorter arguments, nearly all, are not worth an import
 
 
@@ -25,11 +27,11 @@ def printable_json(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Text to say on stderr: as printable, and whatever looks like a token is taken out, wherever it came from."""
+    """Text to say on stderr: as printable, and whatever looks like a token or a secret is taken out, wherever from."""
     from app.gate.redact import redact
 
     data, _ = redact(text.encode("utf-8", "surrogateescape"), None)
-    return printable(data.decode("utf-8", "surrogateescape"))
+    return printable(_CLIENT_SECRET.sub("(a secret)", data.decode("utf-8", "surrogateescape")))
 
 
 def fault_of(arguments: Sequence[str]) -> str | None:
@@ -40,6 +42,12 @@ def fault_of(arguments: Sequence[str]) -> str | None:
                 text.encode()
             except UnicodeEncodeError:
                 return "an argument is not UTF-8: nothing that is written to Kafka or shown could hold it"
+        if _CLIENT_SECRET.search(text):
+            return (
+                "tollgate was given a client secret as an argument: it goes into a file, stdin (-) or "
+                "TOLLGATE_CLIENT_SECRET, for arguments are seen by all on this machine and kept by the shell; end this "
+                "one (`tollgate identities rotate NAME --overlap 0`)"
+            )
         if len(text) >= _SHORTEST_TOKEN:
             from app.gate.redact import token_shaped
 

@@ -105,7 +105,7 @@ def revoke(
     now_s = int(time.time())
     # The gate accepts an iat that lies ahead by as much: up to our own clock only, such a token would go on.
     since_s = given.moment_s("--since", since) if since is not None else now_s + settings.gate.grace_s
-    row = common.run(_write(settings, iss, selector, value, since_s, now_s, reason))
+    row = common.run(write_revocation(settings, iss, selector, value, since_s, now_s, reason))
     common.print_object(row, output)
 
 
@@ -124,9 +124,10 @@ def _named_by(token: str) -> tuple[str, str]:
     return iss, jti
 
 
-async def _write(
+async def write_revocation(
     settings: Settings, iss: str, selector: Selector, value: str, since_s: int, now_s: int, reason: str
 ) -> dict[str, Any]:
+    """Write it, and say what was written: the cluster has it on return."""
     import asyncio
     import getpass
     import socket

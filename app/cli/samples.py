@@ -41,7 +41,7 @@ jwks = "{jwks}"
 algorithms = ["ES256"]
 orgs = ["{org}"]
 classes = ["trigger"]
-subjects = ["service:*"]
+subjects = ["service:*", "svc:*", "task:*", "u:*", "host:*"]
 jobs = ["reports/*", "images/*", "database/backup"]
 max_lifetime_s = 7776000          # webhook tokens: up to 90 days
 """

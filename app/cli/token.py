@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from app.cli import common, given
-from app.cli.common import Output, Prefix
+from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
     from app.config import Settings
@@ -74,31 +74,54 @@ def issue(
     insecure_dev_hs256: Annotated[
         bool, typer.Option("--insecure-dev-hs256", help="sign with the development secret of gate.insecure_dev_hs256")
     ] = False,
+    identity: Annotated[
+        str | None,
+        typer.Option("--as", metavar="IDENTITY", show_default=False, help="who asks (default issuer.identity)"),
+    ] = None,
+    secret_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="holds that identity's secret; - is stdin; default TOLLGATE_CLIENT_SECRET in the environment",
+        ),
+    ] = None,
+    bootstrap: Bootstrap = None,
     prefix: Prefix = None,
 ) -> None:
     """Sign a token and print it, alone, on stdout.
 
+    With --as (or issuer.identity) the roles of that identity in the registry decide, subject and organisation are its
+    own, and every token and every refusal (exit 4) leaves a record on the cluster (`tollgate audit issuance`). Without,
+    whoever holds the key files issues whatever gates may take, with no cluster and no record.
+
     Example: tollgate token issue --job reports/nightly --ttl 5m > t.jwt
+
+    Example: tollgate token issue --as svc:ci --secret-file ci.secret --job deploy-staging --ttl 5m
     """
     from app.gate.reasons import BY_CODE
     from app.issuer import mint
     from app.issuer.keystore import Keystore
 
     settings = common.settings_of(
-        None, prefix, gate__audience=audience, issuer__issuer=issuer, issuer__org_id=org, issuer__subject=subject
+        bootstrap, prefix, gate__audience=audience, issuer__issuer=issuer, issuer__identity=identity
     )
+    asked_as = settings.issuer.identity
+    if secret_file is not None and asked_as is None:
+        common.fail("--secret-file is of an identity: name it by --as", common.USAGE)
     now_s = int(time.time())
     store = Keystore(settings.issuer.keys_dir, settings.issuer.jwks_file)
     fixed = given.params(param or [], params_file)
     ttl_s = given.length_s("--ttl", ttl) if ttl is not None else None
     key = _dev_key(settings) if insecure_dev_hs256 else store.signing_key(now_s)
-    for number in range(count):
+
+    def make(number: int, of_subject: str, of_org: str) -> mint.Minted | mint.Refusal:
         minted = mint.mint(
             mint.TriggerTokenRequest(
                 issuer=settings.issuer.issuer,
                 audience=settings.audience,
-                subject=settings.issuer.subject,
-                org_id=settings.issuer.org_id,
+                subject=of_subject,
+                org_id=of_org,
                 jobs=tuple(job or ()),
                 uses=uses.value,
                 ttl_s=ttl_s,
@@ -109,13 +132,23 @@ def issue(
             key,
             now_s,
         )
+        if number == 0 and not insecure_dev_hs256 and isinstance(minted, mint.Minted):
+            store.note_expiry(key.kid, minted.claims.exp)
+        return minted
+
+    if asked_as is not None and job and ttl_s is not None:
+        from app.cli.issuing import Asked, issue_as
+
+        asked = Asked(asked_as, given.secret(secret_file), subject, org, tuple(job), uses.value, ttl_s)
+        issue_as(settings, asked, count, make)
+        return
+    for number in range(count):
+        minted = make(number, subject or settings.issuer.subject, org or settings.issuer.org_id)
         if isinstance(minted, mint.Refusal):
             remedy = f"; {BY_CODE[minted.code].remedy}" if minted.code in BY_CODE else ""
             # What was not said at all is no matter of what may be said.
             code = common.NOT_ALLOWED if job and ttl_s is not None else common.USAGE
             common.fail(f"{minted.code}: {minted.sentence}{remedy}", code)
-        if number == 0 and not insecure_dev_hs256:
-            store.note_expiry(key.kid, minted.claims.exp)
         print(minted.token)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -39,7 +39,7 @@ def apply(
 
     Example: tollgate trust apply trust.toml
     """
-    apply_file(file, "trust", dry_run, output, bootstrap, prefix)
+    apply_file(file, ("trust",), dry_run, output, bootstrap, prefix)
 
 
 @app.command()
@@ -110,7 +110,7 @@ def remove(
     """
     from app import registry
 
-    if not common.run(registry.remove_trust(common.settings_of(bootstrap, prefix), issuer)):
+    if not common.run(registry.remove(common.settings_of(bootstrap, prefix), "trust", issuer)):
         common.fail(f"the registry has no trust rule for {issuer}", common.NOTHING_MATCHED)
     common.say(f"{issuer} is trusted no longer")
 
@@ -121,12 +121,12 @@ def list_(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = N
 
     Example: tollgate trust list -o json
     """
-    list_kind("trust", COLUMNS, output, bootstrap, prefix)
+    list_kinds(("trust",), COLUMNS, output, bootstrap, prefix)
 
 
 def apply_file(
     file: Path,
-    kind: Kind,
+    kinds: Sequence[Kind],
     dry_run: bool,
     output: common.OutputForm | None,
     bootstrap: str | None,
@@ -135,8 +135,11 @@ def apply_file(
     """Read, judge and write the definitions of a file, and print what changed."""
     from app import registry
 
-    definitions = registry.read_definitions(file, kind)
-    _apply(common.settings_of(bootstrap, prefix), definitions, str(file), output, dry_run=dry_run)
+    settings = common.settings_of(bootstrap, prefix)
+    issuer = settings.issuer
+    ours = {"issuer": issuer.issuer, "org_id": issuer.org_id} if "identities" in kinds else None
+    definitions = registry.read_definitions(file, *kinds, defaults=ours)
+    _apply(settings, definitions, str(file), output, dry_run=dry_run)
 
 
 def _apply(
@@ -157,20 +160,29 @@ def _apply(
         common.say("nothing was written (--dry-run)")
 
 
-def list_kind(
-    kind: Kind,
+def list_kinds(
+    kinds: Sequence[Kind],
     columns: Sequence[str],
     output: common.OutputForm | None,
     bootstrap: str | None,
     prefix: str | None,
+    *,
+    shown: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
-    """Print the registry's records of one kind."""
+    """Print the registry's records of some kinds, each as `shown` makes it."""
     from app import registry
 
     settings = common.settings_of(bootstrap, prefix)
-    rows = registry.definitions_in(common.run(registry.read_registry(settings)), kind)
-    if not any("error" in row for row in rows):
-        columns = [name for name in columns if name != "error"]
+    present = common.run(registry.read_registry(settings))
+    rows = [
+        row if len(kinds) == 1 else {"kind": kind} | row
+        for kind in kinds
+        for row in registry.definitions_in(present, kind)
+    ]
+    if shown is not None:
+        rows = [shown(row) for row in rows]
+    columns = [name for name in columns if name != "error" or any("error" in row for row in rows)]
     common.print_rows(rows, columns, output)
     if not rows:
-        common.say(f"the registry holds none: `tollgate {kind} apply FILE` writes them")
+        group = "policy" if len(kinds) > 1 else kinds[0]
+        common.say(f"the registry holds none: `tollgate {group} apply FILE` writes them")

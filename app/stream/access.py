@@ -73,12 +73,14 @@ ROLES: Final[dict[Role, About]] = {
     Role.OPS: About(
         "whoever says which jobs and issuers there are, and looks after refusals",
         ("jobs apply", "jobs list", "allowlist suggest", "trust apply", "trust list", "trust register", "trust remove",
-         "token revoke", "dead-letters", "receipts", "audit", "explain FILE", "topics check", "doctor"),
+         "identities apply", "identities rotate", "policy apply", "token revoke", "dead-letters", "receipts", "audit",
+         "audit issuance", "explain FILE", "topics check", "doctor"),
     ),
     Role.AUDITOR: About(
-        "whoever looks and changes nothing", ("audit", "audit verify", "receipts", "dead-letters", "jobs tail")
+        "whoever looks and changes nothing",
+        ("audit", "audit verify", "audit issuance", "receipts", "dead-letters", "jobs tail"),
     ),
-    Role.ISSUER: About("whoever makes tokens, and takes them back", ("token revoke",)),
+    Role.ISSUER: About("whoever makes tokens, and takes them back", ("token issue --as", "token revoke")),
     Role.ADMIN: About("sets the deployment up and mends it; used rarely", ("topics create", "topics accept-gap")),
 }  # fmt: skip
 
@@ -96,9 +98,11 @@ TOPIC_ACCESS: Final[dict[Topic, Mapping[Role, tuple[Operation, ...]]]] = {
     Topic.IDEMPOTENCY: {Role.GATE: (_R, _W), Role.OPS: (_R,)},
     Topic.CHECKPOINTS: {Role.GATE: (_R, _W), Role.OPS: (_R,), Role.AUDITOR: (_R,), Role.ADMIN: (_R, _W)},
     # The root of trust; the deployment record, written once, is in it too.
-    Topic.REGISTRY: {Role.GATE: (_R,), Role.OPS: (_R, _W), Role.ADMIN: (_R, _W)},
+    Topic.REGISTRY: {Role.GATE: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_R,), Role.ADMIN: (_R, _W)},
     # Whoever may write here may also take a revocation back: Kafka does not tell a tombstone from a record.
     Topic.REVOCATIONS: {Role.GATE: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_W,)},
+    # Who was given which token, and who was refused one.
+    Topic.ISSUANCE: {Role.ISSUER: (_R, _W), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
 }
 
 # On every topic, beside the above: a gate refuses to start on wrong settings, so it must see them.

@@ -19,6 +19,7 @@ class Topic(StrEnum):
     CHECKPOINTS = "checkpoints"
     REGISTRY = "registry"
     REVOCATIONS = "revocations"
+    ISSUANCE = "issuance"
 
     def named(self, prefix: str) -> str:
         return prefix + self.value
@@ -72,6 +73,8 @@ LAYOUT: Final[dict[Topic, Layout]] = {
     ),
     Topic.REGISTRY: Layout(False, {"cleanup.policy": "compact"}, {}),
     Topic.REVOCATIONS: Layout(False, {"cleanup.policy": "compact"}, {}),
+    # As long as the longest token lives, and its audit: which tokens may still be out is told from here.
+    Topic.ISSUANCE: Layout(False, {"cleanup.policy": "delete", **LOG_APPEND}, {"retention.ms": str(180 * DAY_MS)}),
 }
 
 LANES_DEFAULT: Final = 12

@@ -39,6 +39,12 @@ class Programs:
         self.ok(Role.ADMIN, "topics", "create", "--lanes", str(lanes))
         self.ok(Role.OPS, "jobs", "apply", str(jobs))
         self.ok(Role.OPS, "trust", "apply", str(trust))
+        (directory / "identities.toml").write_text('[identities."svc:known"]\nroles = ["any"]\n')
+        (directory / "policy.toml").write_text(f'[roles.any]\nallow = [{{ jobs = ["{JOB}"] }}]\n')
+        self.ok(Role.OPS, "identities", "apply", "identities.toml")
+        self.ok(Role.OPS, "policy", "apply", "policy.toml")
+        (directory / "known").write_text(self.ok(Role.OPS, "identities", "rotate", "svc:known"))
+        self.ok(Role.ISSUER, "keys", "generate")
 
     def environment(self, user: str) -> dict[str, str]:
         return environment(self.secured.bootstrap, self.prefix) | {"TOLLGATE_CONFIG": str(self.files[user])}
@@ -104,6 +110,14 @@ RUNS: dict[str, tuple[tuple[str, ...], int]] = {
     "trust register": (("trust", "register", "emitter:ci", "--jwks", "jwks.json", "--job", JOB), OK),
     "trust remove": (("trust", "remove", "emitter:ci"), OK),
     "allowlist suggest": (("allowlist", "suggest", JOB), OK),
+    "identities apply": (("identities", "apply", "identities.toml"), OK),
+    "identities rotate": (("identities", "rotate", "svc:known"), OK),
+    "policy apply": (("policy", "apply", "policy.toml"), OK),
+    "token issue --as": (
+        ("token", "issue", "--as", "svc:known", "--job", JOB, "--ttl", "5m", "--secret-file", "known"),
+        OK,
+    ),
+    "audit issuance": (("audit", "issuance"), OK),
     "token revoke": (("token", "revoke", "--issuer", "https://x.test", "--jti", "nobody's"), OK),
     "dead-letters": (("dead-letters", "show", "{rejected}"), OK),
     "audit": (("audit", "--run", "{run}"), OK),

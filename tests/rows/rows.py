@@ -22,13 +22,15 @@ def _in(file: str, *functions: str, reduced: str = "", note: str = "") -> Row:
 T, V, A, P, D = (f"test_{name}.py" for name in ("tokens", "verification", "authorization", "payload", "idempotency"))
 X, Z = "test_attacks.py", "test_zz_schemas.py"
 R, L, K, OBS = (f"test_{name}.py" for name in ("results", "lifecycle", "keys", "observation"))
+ID = "test_identities.py"
 M, N, E, MS = (f"test_{name}.py" for name in ("emitters", "documentation", "extras", "moonshots"))
 
 ROWS: dict[str, Row] = {
-    "T-01": _in(
-        T, "test_an_issued_token_names_job_params_and_expiry_and_starts_that_job",
-        note="without the part about who may issue",
-    ),
+    "T-01": Row((
+        f"{T}::test_an_issued_token_names_job_params_and_expiry_and_starts_that_job",
+        f"{ID}::test_an_identity_without_the_right_gets_no_token_and_the_refusal_is_on_record",
+        f"{ID}::test_who_proves_nothing_gets_nothing_and_learns_nothing",
+    ), note="by the command line"),
     "T-02": _in(
         T, "test_ten_thousand_tokens_have_distinct_and_random_ids",
         "test_a_token_with_any_one_byte_flipped_starts_nothing_and_the_token_is_still_good",
@@ -37,6 +39,10 @@ ROWS: dict[str, Row] = {
         f"{T}::test_an_emitter_goes_on_after_all_local_state_is_deleted_and_every_gate_restarted",
         f"{Z}::test_no_record_is_keyed_by_an_emitter_or_its_connection",
     )),
+    "T-05": _in(
+        ID, "test_a_disabled_identitys_tokens_are_dead_letters_and_anothers_pass",
+        "test_whoever_ends_an_identitys_tokens_ends_them_all_at_once",
+    ),
     "T-09": _in(T, "test_a_correctly_signed_token_without_kid_is_refused"),
     "T-10": _in(T, "test_what_is_minted_carries_kid_iat_and_jti", "test_a_token_without_jti_is_refused"),
     "T-12": _in(
@@ -97,6 +103,15 @@ ROWS: dict[str, Row] = {
     "A-07": _in(
         A, "test_no_trigger_reaches_the_system_itself", "test_no_other_action_of_a_grant_is_worth_anything",
         "test_who_holds_a_token_can_issue_no_other", note="for what exists: there are no endpoints yet",
+    ),
+    "A-10": _in(
+        ID, "test_a_changed_policy_is_obeyed_by_the_next_issue", "test_what_a_role_does_not_say_is_refused",
+        note="by the command line",
+    ),
+    "A-11": _in(
+        ID, "test_an_outstanding_token_obeys_a_rule_at_once_and_deny_wins",
+        "test_a_rule_denies_by_what_it_names_and_leaves_others_alone", "test_a_class_is_denied_for_one_job",
+        note="an allow rule narrows what a token says and never adds to it; a host is one by its subject host:NAME",
     ),
     "A-12": _in(
         A, "test_a_perfect_token_starts_no_job_that_is_unregistered_disabled_or_beyond_its_issuers_rule",
@@ -192,6 +207,9 @@ ROWS: dict[str, Row] = {
         "test_an_emergency_removal_cuts_a_keys_tokens_off_at_once",
         "test_a_key_that_is_removed_and_nothing_else_is_honoured_no_longer",
         "test_a_key_that_one_gate_has_read_before_the_other_refuses_no_trigger_that_goes_home_to_it",
+    ),
+    "K-06": _in(
+        ID, "test_a_rotated_secret_and_the_one_before_are_both_good_for_the_overlap_then_only_the_new",
     ),
     "K-07": _in(
         K, "test_a_secret_that_would_be_unsafe_stops_the_start", "test_the_shared_secret_is_in_no_topic_log_or_metric",

@@ -17,8 +17,13 @@ from tests.support.reader import read_topic
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 TOPICS = (
     "triggers", "handoffs", "jobs", "receipts", "dead-letters", "audit", "idempotency", "checkpoints", "registry", "revocations",
+    "issuance",
 )  # fmt: skip
-BY_REGISTRY_KEY = {"job": "registry-job", "trust": "registry-trust", "deployment": "registry-deployment"}
+BY_REGISTRY_KEY = {
+    "job": "registry-job", "trust": "registry-trust", "deployment": "registry-deployment",
+    "identity": "registry-identity", "role": "registry-role", "rule": "registry-rule",
+}  # fmt: skip
+BY_EVENT = {"issued": "issued", "issue_denied": "issue-denied"}
 SIGNATURE = re.compile(rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{86}(?![A-Za-z0-9_-])")
 
 
@@ -63,6 +68,26 @@ def dump(world):
         )
     )
     world.tollgate("token", "revoke", "--jti", "0" * 32)
+    world.apply("identities", '[identities."svc:dump"]\nroles = ["dumper"]\n')
+    world.apply(
+        "policy", f'[roles.dumper]\nallow = [{{ jobs = ["{NIGHTLY}"] }}]\n[rules.dump]\neffect = "deny"\njtis = ["0"]\n'
+    )
+    secret = world.tollgate("identities", "rotate", "svc:dump").stdout
+    for ttl, code in (("5m", 0), ("25h", 4)):
+        world.tollgate(
+            "token",
+            "issue",
+            "--as",
+            "svc:dump",
+            "--secret-file",
+            "-",
+            "--job",
+            NIGHTLY,
+            "--ttl",
+            ttl,
+            stdin=secret,
+            code=code,
+        )
     found = {topic: read_topic(world.bootstrap, world.topic(topic)).records for topic in TOPICS}
     ids = [f"{record.partition}-{record.offset}" for record in found["triggers"]]
     world.outcomes(ids)
@@ -89,6 +114,16 @@ def test_every_record_of_the_registry_fits_the_schema_of_its_kind(dump):
             schemas[kind].validate(json.loads(record.value))
         kinds[kind] += 1
     assert kinds.keys() >= BY_REGISTRY_KEY.keys()
+
+
+def test_every_record_of_issuing_fits_the_schema_of_its_event(dump):
+    schemas = {event: validator(name) for event, name in BY_EVENT.items()}
+    events = Counter()
+    for record in dump["issuance"]:
+        told = json.loads(record.value)
+        schemas[told["event"]].validate(told)
+        events[told["event"]] += 1
+    assert events.keys() == BY_EVENT.keys()
 
 
 def test_every_accepted_plain_trigger_fits_its_schema(dump, world):

@@ -486,7 +486,7 @@ class World:
     def _trust(iss: str, jwks: Path, org: str, cap_s: int = 90 * 86_400) -> str:
         return (
             f'[trust."{iss}"]\njwks = "{jwks}"\nalgorithms = ["ES256"]\norgs = ["{org}"]\nclasses = ["trigger"]\n'
-            f'subjects = ["service:*"]\njobs = ["{RULE}"]\nmax_lifetime_s = {cap_s}\n'
+            f'subjects = ["service:*", "svc:*", "u:*", "host:*"]\njobs = ["{RULE}"]\nmax_lifetime_s = {cap_s}\n'
         )
 
     def topic(self, name: str) -> str:

@@ -1,0 +1,62 @@
+"""Identities and roles as the registry has them, for whoever issues tokens. Pure: records go in, one table stands.
+
+What cannot be read grants nothing: an unreadable identity is unknown, an unreadable role is one that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from app.authority.decide import Denied, unauthenticated
+from app.authority.identities import ClientSecret, Identity, check_secret, identity_from_record
+from app.authority.roles import Role, role_from_record
+
+
+class Rights:
+    """The table: `apply` alone changes it."""
+
+    def __init__(self) -> None:
+        self.identities: dict[str, Identity] = {}
+        self.roles: dict[str, Role] = {}
+
+    @classmethod
+    def of(cls, registry: Mapping[bytes, bytes]) -> Rights:
+        """Of the registry as it stands: its records by key."""
+        rights = cls()
+        for key, value in registry.items():
+            rights.apply(key, value)
+        return rights
+
+    def apply(self, key: bytes, value: bytes | None) -> str | None:
+        """Take in one record of the registry; a tombstone removes. Returns a complaint about one that is bad."""
+        kind, _, name = key.decode("utf-8", "replace").partition("/")
+        if kind == "identity":
+            self.identities.pop(name, None)
+            identity = identity_from_record(key, value) if value is not None else None
+            if isinstance(identity, str):
+                return identity
+            if identity is not None:
+                self.identities[name] = identity
+        elif kind == "role":
+            self.roles.pop(name, None)
+            role = role_from_record(key, value) if value is not None else None
+            if isinstance(role, str):
+                return role
+            if role is not None:
+                self.roles[name] = role
+        return None
+
+    def known(self, name: str, issuer: str) -> Identity | None:
+        """The identity of that name, if it is one whose tokens this issuer makes."""
+        identity = self.identities.get(name)
+        return identity if identity is not None and identity.issuer == issuer else None
+
+    def authenticate(
+        self, name: str, issuer: str, unverified_secret: str, now_s: int
+    ) -> tuple[Identity, ClientSecret] | Denied:
+        """The identity that a name and its secret prove; one refusal for all that is wrong, at the same cost."""
+        identity = self.known(name, issuer)
+        credential = check_secret(identity, unverified_secret, now_s)
+        if identity is None or credential is None:
+            return unauthenticated()
+        return identity, credential

@@ -1,0 +1,94 @@
+"""Identities and roles out of the registry, and what issuing writes down."""
+
+import json
+
+import jsonschema
+import msgspec
+import pytest
+
+from app.authority.decide import Denied, IssueRequest, unauthenticated
+from app.authority.identities import identity_key
+from app.authority.records import UNSHOWN, issue_denied, issued
+from app.authority.rights import Rights
+from app.authority.roles import role_key
+from app.gate.claims import Claims, Grant
+from tests.authority.test_decide import DEPLOYER
+from tests.authority.test_identities import CI, KEPT, NOW_S, OTHER_SECRET, SECRET
+from tests.test_schemas import SCHEMAS
+
+OURS = "https://issuer.example"
+
+
+def rights():
+    made = Rights()
+    assert made.apply(identity_key("svc:ci"), msgspec.json.encode(CI)) is None
+    assert made.apply(role_key("deployer"), msgspec.json.encode(DEPLOYER)) is None
+    return made
+
+
+def test_records_of_the_registry_become_rights_and_tombstones_end_them():
+    made = rights()
+    assert (made.identities, made.roles) == ({"svc:ci": CI}, {"deployer": DEPLOYER})
+    assert made.apply(b"job/reports", b"{}") is None
+    assert made.apply(b"\xff/x", b"{}") is None
+    assert made.apply(identity_key("svc:ci"), None) is None
+    assert made.apply(role_key("deployer"), None) is None
+    assert (made.identities, made.roles) == ({}, {})
+
+
+def test_what_cannot_be_read_grants_nothing_and_has_displaced_what_was_there():
+    made = rights()
+    assert "unknown member" in made.apply(role_key("deployer"), b'{"name":"deployer","version":2,"when":"now"}')
+    assert "not JSON" in made.apply(identity_key("svc:ci"), b"\xff")
+    assert (made.identities, made.roles) == ({}, {})
+
+
+def test_an_identity_is_proved_by_its_secret_to_the_issuer_it_belongs_to():
+    assert rights().authenticate("svc:ci", OURS, SECRET, NOW_S) == (CI, KEPT)
+
+
+@pytest.mark.parametrize(
+    ("name", "issuer", "secret"),
+    [("svc:cd", OURS, SECRET), ("svc:ci", "https://other", SECRET), ("svc:ci", OURS, OTHER_SECRET), ("", "", "")],
+)
+def test_whatever_is_wrong_is_the_same_refusal(name, issuer, secret):
+    assert rights().authenticate(name, issuer, secret, NOW_S) == unauthenticated()
+
+
+# ── records ──
+
+GRANT = Grant(("106-Trigger",), ("deploy-staging",), {})
+CLAIMS = Claims(OURS, "k1", "svc:ci", "acme", "j" * 32, NOW_S, NOW_S, NOW_S + 300, "once", "trigger", GRANT)
+
+
+def fits(schema, record):
+    jsonschema.Draft202012Validator(SCHEMAS[schema]).validate(record)
+    return record
+
+
+def test_an_issued_token_leaves_its_names_and_no_token():
+    key, value = issued(CLAIMS, "f" * 32, CI, KEPT.id, ("deployer",), "cli", NOW_S * 1000)
+    record = fits("issued.v1", json.loads(value))
+    assert key == CLAIMS.jti.encode()
+    assert (record["identity"], record["credential"], record["expires_at_s"]) == ("svc:ci", KEPT.id, NOW_S + 300)
+
+
+def test_a_refusal_leaves_what_was_asked_for():
+    request = IssueRequest("svc:ci", "acme", 300, ("reports/nightly",))
+    denied = Denied("job_not_granted", "svc:ci may not issue for reports/nightly")
+    key, value = issue_denied(denied, request, "svc:ci", OURS, "cli", NOW_S * 1000, authenticated=True)
+    record = fits("issue-denied.v1", json.loads(value))
+    assert key == b"svc:ci"
+    assert (record["reason"], record["jobs"], record["lifetime_s"]) == ("job_not_granted", ["reports/nightly"], 300)
+
+
+def test_a_strangers_words_are_names_or_not_shown():
+    token = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJhIn0." + "A" * 86
+    request = IssueRequest(token, "a\x1b[2J", None, (token, "x\ny", "deploy-a"))
+    key, value = issue_denied(unauthenticated(), request, SECRET, OURS, "http", 0, authenticated=False)
+    record = fits("issue-denied.v1", json.loads(value))
+    assert key == UNSHOWN.encode()
+    assert (record["identity"], record["subject"], record["org_id"]) == (UNSHOWN, UNSHOWN, UNSHOWN)
+    assert record["jobs"] == [UNSHOWN, UNSHOWN, "deploy-a"]
+    assert SECRET not in value.decode()
+    assert token not in value.decode()
