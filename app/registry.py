@@ -43,7 +43,10 @@ _JUDGE: Final[dict[Kind, Callable[[bytes, bytes], Any]]] = {
     "rules": mapping_from_record,
 }  # fmt: skip
 # What no file says: a name says its kind, and the rest is changed by commands, which a file must not undo.
-_NOT_IN_FILES: Final[dict[Kind, tuple[str, ...]]] = {"identities": ("kind", *(_KEPT := ("disabled", "credentials")))}
+_NOT_IN_FILES: Final[dict[Kind, tuple[str, ...]]] = {
+    "identities": ("kind", *(_KEPT := ("disabled", "credentials", "birth_id"))), "roles": ("birth_id",),
+    "rules": ("birth_id",),
+}  # fmt: skip
 # What a rule says when it says nothing; organisations, subjects and jobs are never guessed.
 _TRUST_DEFAULTS: Final = {
     "algorithms": ["ES256"], "classes": ["trigger"], "max_lifetime_s": limits.ONE_SHOT_LIFETIME_MAX_S,

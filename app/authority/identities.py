@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from app.gate import limits
 from app.gate.base64url import encode
-from app.gate.definitions import Name, Version, decode_record
+from app.gate.definitions import BirthId, Name, Version, decode_record
 from app.gate.keyset import EDDSA, ES256, JWKSInvalid, KeySet
 from app.gate.redact import token_shaped
 
@@ -87,6 +87,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roles: Annotated[tuple[Name, ...], Meta(max_length=ROLES_MAX)] = ()
     disabled: bool = False
     credentials: Annotated[tuple[Credential, ...], Meta(max_length=CREDENTIALS_MAX)] = ()
+    birth_id: BirthId | None = None
 
     def credentials_at(self, now_s: int) -> tuple[Credential, ...]:
         """Those that are valid now: during the overlap of a rotation, the old and the new."""

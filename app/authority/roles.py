@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from app.gate import limits
 from app.gate.claims import Uses
-from app.gate.definitions import PATTERN, Name, Version, decode_record
+from app.gate.definitions import PATTERN, BirthId, Name, Version, decode_record
 
 ROLE_PREFIX: Final = "role/"
 ENTRIES_MAX: Final = 256
@@ -50,6 +50,7 @@ class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Version
     allow: Annotated[tuple[Allow, ...], Meta(max_length=ENTRIES_MAX)] = ()
     deny: Annotated[tuple[Deny, ...], Meta(max_length=ENTRIES_MAX)] = ()
+    birth_id: BirthId | None = None
 
 
 def role_key(name: str) -> bytes:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
     from app.config import Settings
+    from app.registry import Kind
     from app.stream.inspection import FoundCheckpoint
 
 app = common.new_app()
@@ -165,6 +166,13 @@ def _transactions(place: Place) -> Iterator[Row]:
 # ── registry and keys ──
 
 
+_UNREADABLE: Final[dict[Kind, str]] = {
+    "identities": "gates refuse its tokens, and it gets none: mend it, or `tollgate identities remove`",
+    "roles": "whoever has it gets no token: mend it and `tollgate policy apply`",
+    "rules": "it may deny something, so every lane holds: mend it and `tollgate policy apply`, or remove it",
+}
+
+
 async def _registry_and_keys(settings: Settings) -> Iterator[Row]:
     from app import registry
     from app.gate.definitions import TrustRule, trust_from_record, trust_key
@@ -181,6 +189,12 @@ async def _registry_and_keys(settings: Settings) -> Iterator[Row]:
         Row(OK, "jobs", f"{len(jobs)} defined") if jobs
         else Row(WARN, "jobs", "none is defined: every trigger is refused", "`tollgate jobs apply FILE`")
     )  # fmt: skip
+    for kind, consequence in _UNREADABLE.items():
+        rows += [
+            Row(BAD, f"{kind} {row['name']}", f"it cannot be read: {row['error']}", consequence)
+            for row in registry.definitions_in(present, kind)
+            if "error" in row
+        ]
     rules: dict[str, TrustRule] = {}
     for registry_key, record in present.items():
         if not registry_key.startswith(trust_key("")):

@@ -36,6 +36,8 @@ _JWKS: Final = re.compile(r"https://[^\s/]+(/\S*)?|/.+")
 
 Name = Annotated[str, Meta(min_length=1, max_length=limits.SUBJECT_MAX_CHARACTERS)]
 Version = Annotated[int, Meta(ge=1)]
+# Of an object of the registry from its making to its removal; one made anew has another. Tokens may be bound to it.
+BirthId = Annotated[str, Meta(min_length=1, max_length=limits.BIRTH_ID_MAX_CHARACTERS)]
 
 
 Decoded = TypeVar("Decoded", bound=msgspec.Struct)

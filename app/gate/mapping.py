@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from app.gate.claims import Claims
-from app.gate.definitions import PATTERN, Name, Version, decode_record, matches
+from app.gate.definitions import PATTERN, BirthId, Name, Version, decode_record, matches
 from app.gate.reasons import Rejected
 
 RULE_PREFIX: Final = "rule/"
@@ -39,6 +39,7 @@ class MappingRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: tuple[Name, ...] | None = None  # patterns of hosts' names: of subjects `host:{name}`
     jobs: tuple[Name, ...] | None = None  # patterns; None: any
     reason: Annotated[str, Meta(max_length=RULE_REASON_MAX_CHARACTERS)] = ""  # why, for whoever is refused
+    birth_id: BirthId | None = None
 
     def fits_bearer(self, claims: Claims) -> bool:
         """Every selector that is the same for all tokens of a bearer."""
