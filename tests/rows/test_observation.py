@@ -30,6 +30,7 @@ OUTPUTS = (
     "checkpoints",
     "registry",
     "revocations",
+    "issuance",
 )
 
 
