@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from app.cli import common, given
 from app.cli.common import Bootstrap, Output, Prefix
+from app.emission import Emission, Form, Trigger, trigger_of, unverified_claims
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
@@ -33,34 +29,6 @@ LISTED_ON_A_TERMINAL: Final = 20  # more ids than that are asked for with -o
 PLACE: Final = "{n}"  # in a key: the number of the trigger under --count
 SENT_COLUMNS: Final = ("trigger_id", "correlation_id", "appended_at_ms")
 RECEIPT_COLUMNS: Final = ("trigger_id", "outcome", "run_id", "job", "reason", "detail")
-
-
-class Form(StrEnum):
-    """The three forms in which a trigger may arrive."""
-
-    JSON = "json"
-    HEADERS = "headers"
-    CLOUDEVENT = "cloudevent"
-
-
-class Emission(NamedTuple):
-    """What to send, as the command line gave it."""
-
-    form: Form
-    job: str | None
-    params: dict[str, Any]
-    idempotency_key: str | None
-    correlation_id: str | None
-    record_key: str | None
-
-
-class Trigger(NamedTuple):
-    """One record to send."""
-
-    key: bytes | None
-    value: bytes
-    headers: list[tuple[str, bytes]]
-    correlation_id: str | None
 
 
 @app.command()
@@ -114,10 +82,12 @@ def emit(
     """
     settings = common.settings_of(bootstrap, prefix)
     tokens = read_tokens(token_file)
+    if job is None and form is not Form.JSON:
+        common.fail(f"the form {form} needs a JOB: it is what marks the value as parameters", common.USAGE)
     emission = Emission(form, job, given.params(param or [], params_file), idempotency_key, correlation_id, key)
     if idempotency_key is None and _starts_anew(tokens[0]):
         common.say("note: a token of many uses and no --idempotency-key: sent again, it starts a new run")
-    triggers = (trigger_of(emission, tokens[n % len(tokens)], n) for n in range(count))
+    triggers = (numbered(emission, tokens[n % len(tokens)], n) for n in range(count))
     common.run(_emit(settings, triggers, count=count, rate=rate, wait_s=timeout if wait else None, output=output))
 
 
@@ -132,72 +102,19 @@ def read_tokens(token_file: str | None) -> list[str]:
     return tokens
 
 
-def trigger_of(emission: Emission, token: str, number: int) -> Trigger:
+def numbered(emission: Emission, token: str, number: int) -> Trigger:
     """The record for the trigger of this number."""
-    idempotency_key = _numbered(emission.idempotency_key, number)
-    correlation_id = _numbered(emission.correlation_id, number)
-    headers: list[tuple[str, str | None]] = []
-    body: dict[str, Any] = emission.params
-    match emission.form:
-        case Form.JSON:
-            members = {"job": emission.job, "params": emission.params, "idempotency_key": idempotency_key,
-                       "correlation_id": correlation_id, "token": token}  # fmt: skip
-            body = {name: value for name, value in members.items() if value is not None}
-        case Form.HEADERS:
-            headers = [("authorization", f"Bearer {token}"), ("tollgate-job", _named(emission)),
-                       ("idempotency-key", idempotency_key), ("tollgate-correlation-id", correlation_id)]  # fmt: skip
-        case Form.CLOUDEVENT:
-            headers = [("ce_specversion", "1.0"), ("ce_id", str(uuid.uuid4())), ("ce_source", "/tollgate/emit"),
-                       ("ce_type", "tollgate.trigger.v1"), ("ce_subject", _named(emission)),
-                       ("content-type", "application/json"), ("authorization", f"Bearer {token}"),
-                       ("idempotency-key", idempotency_key), ("tollgate-correlation-id", correlation_id)]  # fmt: skip
-    record_key = emission.record_key or home_of(token, idempotency_key)
-    return Trigger(
-        None if record_key is None else record_key.encode("utf-8", "surrogateescape"),
-        json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape"),
-        [(name, value.encode("utf-8", "surrogateescape")) for name, value in headers if value is not None],
-        correlation_id,
-    )
-
-
-def home_of(token: str, idempotency_key: str | None) -> str | None:
-    """The Kafka key under which a Java or aiokafka producer puts the trigger into its home partition.
-
-    A hint only: the token is read without verifying it, and the gate finds the home of any trigger.
-    """
-    unverified_claims = _unverified_claims(token)
-    once = unverified_claims.get("uses") == "once"
-    for candidate in (unverified_claims.get("idempotency_key"), idempotency_key, unverified_claims.get("jti")):
-        if candidate is unverified_claims.get("jti") and not once:
-            return None
-        if isinstance(candidate, str) and candidate:
-            return candidate
-    return None
-
-
-def _unverified_claims(token: str) -> dict[str, Any]:
-    """What a token says of itself, for hints to whoever holds it; nothing when it cannot be read."""
-    try:
-        part = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError, binascii.Error, RecursionError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
+    key, correlation_id = _numbered(emission.idempotency_key, number), _numbered(emission.correlation_id, number)
+    return trigger_of(emission._replace(idempotency_key=key, correlation_id=correlation_id), token)
 
 
 def _starts_anew(token: str) -> bool:
-    unverified_claims = _unverified_claims(token)
-    return unverified_claims.get("uses") == "many" and "idempotency_key" not in unverified_claims
+    claims = unverified_claims(token)
+    return claims.get("uses") == "many" and "idempotency_key" not in claims
 
 
 def _numbered(text: str | None, number: int) -> str | None:
     return None if text is None else text.replace(PLACE, str(number))
-
-
-def _named(emission: Emission) -> str:
-    if emission.job is None:
-        common.fail(f"the form {emission.form} needs a JOB: it is what marks the value as parameters", common.USAGE)
-    return emission.job
 
 
 # ── sending ──
