@@ -37,10 +37,11 @@ def topics() -> list[str]:
 def reasons() -> list[str]:
     from app.gate.reasons import REASONS
 
-    rows = ["| reason | stage | means | what to do |", "|---|---|---|---|"]
+    rows = ["| reason | stage | HTTP | means | what to do |", "|---|---|---|---|---|"]
     for reason in REASONS:
         passing = " (may pass)" if reason.transient else ""
-        cells = (f"`{reason.code}`", reason.stage.value, reason.meaning + passing, reason.remedy)
+        status = str(reason.http_status)
+        cells = (f"`{reason.code}`", reason.stage.value, status, reason.meaning + passing, reason.remedy)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
 

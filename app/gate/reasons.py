@@ -19,6 +19,10 @@ class Stage(StrEnum):
     DEDUPE = "dedupe"
 
 
+# A refusal over HTTP (RFC 9110 section 15), where the reason itself does not say another.
+HTTP_STATUS: Final = {Stage.PARSE: 400, Stage.VERIFY: 401, Stage.AUTHORIZE: 403, Stage.DEDUPE: 409}
+
+
 class Reason(NamedTuple):
     """One reason: its code, the stage that gives it, what it means, what to do, and whether it may pass."""
 
@@ -27,6 +31,11 @@ class Reason(NamedTuple):
     meaning: str
     remedy: str
     transient: bool = False
+    status: int | None = None  # over HTTP, if not its stage's
+
+    @property
+    def http_status(self) -> int:
+        return self.status or HTTP_STATUS[self.stage]
 
 
 _P, _V, _A, _D = Stage.PARSE, Stage.VERIFY, Stage.AUTHORIZE, Stage.DEDUPE
@@ -38,30 +47,35 @@ REASONS: Final[tuple[Reason, ...]] = (
         _P,
         "a record on the handoffs topic is none this gate can read",
         "ops: run one version of the gate, and look at who may write to handoffs",
+        status=500,
     ),
     Reason(
         "batch_too_large",
         _P,
         "the compressed batch expands beyond the limit; its records were not read",
         "send smaller batches, or without compression",
+        status=413,
     ),
     Reason(
         "batch_unreadable",
         _P,
         "the batch holds what no reader agrees on: offsets of its own, bytes out of form; its records were not read",
         "send with a well-kept client; see the producer that wrote to these coordinates",
+        status=400,
     ),
     Reason(
         "record_too_large",
         _P,
         "the record's value or headers exceed the limit",
         "send a reference to the data instead of the data",
+        status=413,
     ),
     Reason(
         "timestamp_type_invalid",
         _P,
         "the record's timestamp is the producer's, not the broker's append time",
         "ops: run `tollgate topics check`; the topic needs message.timestamp.type=LogAppendTime",
+        status=500,
     ),
     Reason(
         "headers_malformed",
@@ -114,6 +128,7 @@ REASONS: Final[tuple[Reason, ...]] = (
         _P,
         "the record carries no token",
         "put the token into the header authorization: Bearer …, or into the member token",
+        status=401,
     ),
     Reason("token_ambiguous", _P, "the record carries tokens in two places", "present exactly one token"),
     Reason(
@@ -121,6 +136,7 @@ REASONS: Final[tuple[Reason, ...]] = (
         _P,
         "the authorization header is not `Bearer` and one token",
         "send authorization: Bearer TOKEN",
+        status=401,
     ),
     Reason(
         "token_in_params",
@@ -274,7 +290,7 @@ REASONS: Final[tuple[Reason, ...]] = (
         "the grant names no job, or a pattern instead of jobs",
         "name each job exactly; a one-shot token names one",
     ),
-    Reason("job_missing", _A, "the trigger names no job and the token grants several", "name the job"),
+    Reason("job_missing", _A, "the trigger names no job and the token grants several", "name the job", status=400),
     Reason(
         "job_not_authorized",
         _A,
@@ -293,7 +309,7 @@ REASONS: Final[tuple[Reason, ...]] = (
         "mapping rules say what the token, its subject, class or host may start, and this is not in them",
         "ops: `tollgate policy show` names the rules",
     ),
-    Reason("job_unknown", _A, "no such job is registered", "ops: `tollgate jobs apply`"),
+    Reason("job_unknown", _A, "no such job is registered", "ops: `tollgate jobs apply`", status=404),
     Reason(
         "not_on_allowlist",
         _A,
@@ -318,25 +334,31 @@ REASONS: Final[tuple[Reason, ...]] = (
         _A,
         "the payload gives another value for a parameter the token fixes",
         "leave out what the token fixes",
+        status=422,
     ),
     Reason(
         "payload_digest_mismatch",
         _A,
         "params_sha256 does not match the parameters sent",
         "send the parameters exactly as digested (canonical JSON, RFC 8785)",
+        status=422,
     ),
     Reason(
         "payload_invalid",
         _A,
         "the parameters do not fit the job's schema; the detail points at the place",
         "send parameters that fit the schema",
+        status=422,
     ),
-    Reason("payload_too_large", _A, "the merged parameters exceed the limit", "send a reference to the data"),
+    Reason(
+        "payload_too_large", _A, "the merged parameters exceed the limit", "send a reference to the data", status=413
+    ),
     Reason(
         "window_too_long",
         _A,
         "the job's dedup window exceeds what the idempotency topic keeps",
         "ops: shorten dedup_window_s, or raise the topic's retention.ms",
+        status=500,
     ),
     # ── 4 dedupe: the same request starts one job ──
     Reason(
@@ -344,12 +366,14 @@ REASONS: Final[tuple[Reason, ...]] = (
         _D,
         "two places, or a place and the token, give idempotency keys that differ",
         "give the key in one place, or the same key in each",
+        status=400,
     ),
     Reason(
         "idempotency_key_not_in_token",
         _D,
         "a one-shot token came with a key that is not in the token",
         "ask the issuer to put the key into the token",
+        status=400,
     ),
     Reason(
         "queue_age_exceeded",
@@ -357,6 +381,7 @@ REASONS: Final[tuple[Reason, ...]] = (
         "the trigger waited longer than the cap on queue age",
         "send the trigger again",
         transient=True,
+        status=503,
     ),
     Reason(
         "token_already_used",
@@ -364,7 +389,13 @@ REASONS: Final[tuple[Reason, ...]] = (
         "a one-shot token was presented again with another request: the mark of a replay",
         "get a new token for a new request; look at who holds the old one",
     ),
-    Reason("idempotency_key_reused", _D, "the same key came with another request", "use a new key for a new request"),
+    Reason(
+        "idempotency_key_reused",
+        _D,
+        "the same key came with another request",
+        "use a new key for a new request",
+        status=422,
+    ),
     # ── our own error: fail closed ──
     Reason(
         "internal_deny",
@@ -372,6 +403,7 @@ REASONS: Final[tuple[Reason, ...]] = (
         "the gate failed on this record and refused it; the log has the error",
         "tell the operators of the gate",
         transient=True,
+        status=500,
     ),
 )
 
