@@ -110,6 +110,26 @@ class Telemetry(Section, frozen=True):
     log_format: Annotated[Literal["auto", "json", "console"], about("auto: console on a terminal, else JSON")] = "auto"
 
 
+class Serve(Section, frozen=True):
+    """The HTTP door."""
+
+    host: Annotated[str, about("of the public listener")] = "127.0.0.1"
+    port: Annotated[int, about("of the public listener", ge=0, le=65_535)] = 8080
+    tls_certfile: Annotated[File, about("PEM of the public listener's chain; none: plain HTTP, behind a proxy")] = None
+    tls_keyfile: Annotated[File, about("PEM of its private key, if that is another file")] = None
+    reuse_port: Annotated[bool, about("several instances listen on one port of one machine")] = False
+    internal_host: Annotated[str, about("of the internal listener: probes, metrics, internal keys")] = "127.0.0.1"
+    internal_port: Annotated[int, about("of the internal listener", ge=0, le=65_535)] = 8081
+    body_max_bytes: Annotated[int, about(ge=1_024, le=1_000_000)] = 1_000_000
+    headers_max_bytes: Annotated[int, about(ge=10_240, le=32_768)] = 16_384
+    wait_max_s: Annotated[int, about("the longest `Prefer: wait` that is honoured", ge=0, le=300)] = 30
+    publish_timeout_s: Annotated[float, about("until Kafka has the trigger", ge=0.5, le=120)] = 10
+    unacknowledged_max: Annotated[int, about("triggers on their way to Kafka", ge=1, le=100_000)] = 5_000
+    receipts_kept: Annotated[int, about("newest receipts in memory", ge=1_000, le=10_000_000)] = 100_000
+    streams_max: Annotated[int, about("streams of receipts open at once", ge=0, le=100_000)] = 500
+    stop_timeout_s: Annotated[int, about("for requests under way when told to stop", ge=1, le=300)] = 10
+
+
 class Local(Section, frozen=True):
     """The local Kafka of `tollgate up` and `tollgate broker`."""
 
@@ -124,6 +144,7 @@ class Settings(Section, frozen=True):
     gate: Gate = Gate()
     issuer: Issuer = Issuer()
     telemetry: Telemetry = Telemetry()
+    serve: Serve = Serve()
     local: Local = Local()
 
     @property

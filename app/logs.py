@@ -43,6 +43,13 @@ class Event:
     BATCH_UNREAD: Final = "batch_unread"
     HANDOFF_FOREIGN: Final = "handoff_foreign"
     FETCH_FAILED: Final = "fetch_failed"
+    SERVE_STARTED: Final = "serve_started"
+    SERVE_STOPPING: Final = "serve_stopping"
+    SERVE_STOPPED: Final = "serve_stopped"
+    SERVE_EXPOSED: Final = "serve_exposed"
+    SERVE_ERROR: Final = "serve_error"
+    PUBLISH_FAILED: Final = "publish_failed"
+    RECEIPT_FOREIGN: Final = "receipt_foreign"
     LIBRARY: Final = "library"
 
 

@@ -39,3 +39,12 @@ JWKS_FETCHES: Final = Counter("tollgate_jwks_fetches_total", "Reads of JWK Sets,
 JWKS_AGE: Final = Gauge("tollgate_jwks_age_seconds", "Age of an issuer's key set", ["issuer"])
 LOG_LOST: Final = Gauge("tollgate_log_entries_lost", "Log entries that could not be written, as on a full disk")
 LOG_LOST.set_function(lambda: log.lost)
+
+# ── of the HTTP door ──
+HTTP_SECONDS: Final = Histogram(
+    "tollgate_http_seconds",
+    "Requests answered, by route and status; a wait for a receipt is part of it",
+    ["method", "route", "status"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+STREAMS: Final = Gauge("tollgate_receipt_streams", "Streams of receipts that are open")

@@ -37,6 +37,7 @@ COMMANDS: Final = (
     Command("up", "app.cli.up", "everything on one machine: Kafka, topics, keys, gate", _START),
     Command("broker", "app.cli.broker", "a real Kafka alone, for development", _START),
     Command("gate", "app.cli.gate", "run the stream processor", _START),
+    Command("serve", "app.cli.serve", "the HTTP door: triggers in, receipts out", _START),
     Command("topics", "app.cli.topics", "create or check the topics and their settings", _OPS),
     Command("jobs", "app.cli.jobs", "job definitions (apply, list) and accepted jobs (tail)", _OPS),
     Command("allowlist", "app.cli.allowlist", "who may start a job, as its owner says: suggest", _OPS),

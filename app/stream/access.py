@@ -19,6 +19,7 @@ class Role(StrEnum):
     EMITTER = "emitter"
     WORKER = "worker"
     GATE = "gate"
+    API = "api"
     OPS = "ops"
     AUDITOR = "auditor"
     ISSUER = "issuer"
@@ -70,6 +71,7 @@ ROLES: Final[dict[Role, About]] = {
     Role.GATE: About(
         "the stream processor; the only one who reads live tokens and who starts jobs", ("gate", "explain TRIGGER")
     ),
+    Role.API: About("the HTTP door, for emitters that are no Kafka clients", ("serve",)),
     Role.OPS: About(
         "whoever says which jobs and issuers there are, and looks after refusals",
         ("jobs apply", "jobs list", "allowlist suggest", "trust apply", "trust list", "trust register", "trust remove",
@@ -87,20 +89,26 @@ ROLES: Final[dict[Role, About]] = {
 # A role that is not named may do nothing on that topic. Whoever checks the topics sees the settings of all: see below.
 TOPIC_ACCESS: Final[dict[Topic, Mapping[Role, tuple[Operation, ...]]]] = {
     # Live tokens: only gates read them.
-    Topic.TRIGGERS: {Role.EMITTER: (_W,), Role.GATE: (_R,)},
+    Topic.TRIGGERS: {Role.EMITTER: (_W,), Role.API: (_W,), Role.GATE: (_R,)},
     # Whoever writes here starts jobs.
     Topic.HANDOFFS: {Role.GATE: (_R, _W)},
     Topic.JOBS: {Role.GATE: (_W,), Role.WORKER: (_R,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
-    Topic.RECEIPTS: {Role.GATE: (_W,), Role.EMITTER: (_R,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
+    Topic.RECEIPTS: {Role.GATE: (_W,), Role.EMITTER: (_R,), Role.API: (_R,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
     Topic.DEAD_LETTERS: {Role.GATE: (_W,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
     Topic.AUDIT: {Role.GATE: (_W,), Role.OPS: (_R,), Role.AUDITOR: (_R,), Role.ADMIN: (_R, _W)},
     # Whoever writes here forges, or forgets, what was used.
-    Topic.IDEMPOTENCY: {Role.GATE: (_R, _W), Role.OPS: (_R,)},
-    Topic.CHECKPOINTS: {Role.GATE: (_R, _W), Role.OPS: (_R,), Role.AUDITOR: (_R,), Role.ADMIN: (_R, _W)},
+    Topic.IDEMPOTENCY: {Role.GATE: (_R, _W), Role.API: (_R,), Role.OPS: (_R,)},
+    Topic.CHECKPOINTS: {
+        Role.GATE: (_R, _W),
+        Role.API: (_R,),
+        Role.OPS: (_R,),
+        Role.AUDITOR: (_R,),
+        Role.ADMIN: (_R, _W),
+    },
     # The root of trust; the deployment record, written once, is in it too.
-    Topic.REGISTRY: {Role.GATE: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_R,), Role.ADMIN: (_R, _W)},
+    Topic.REGISTRY: {Role.GATE: (_R,), Role.API: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_R,), Role.ADMIN: (_R, _W)},
     # Whoever may write here may also take a revocation back: Kafka does not tell a tombstone from a record.
-    Topic.REVOCATIONS: {Role.GATE: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_W,)},
+    Topic.REVOCATIONS: {Role.GATE: (_R,), Role.API: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_W,)},
     # Who was given which token, and who was refused one.
     Topic.ISSUANCE: {Role.ISSUER: (_R, _W), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
 }
@@ -108,6 +116,7 @@ TOPIC_ACCESS: Final[dict[Topic, Mapping[Role, tuple[Operation, ...]]]] = {
 # On every topic, beside the above: a gate refuses to start on wrong settings, so it must see them.
 EVERY_TOPIC: Final[dict[Role, tuple[Operation, ...]]] = {
     Role.GATE: (_DESCRIBE, _SETTINGS),
+    Role.API: (_DESCRIBE, _SETTINGS),
     Role.OPS: (_DESCRIBE, _SETTINGS),
     Role.ADMIN: (Operation.CREATE, _DESCRIBE, Operation.ALTER_CONFIGS, _SETTINGS),
 }

@@ -122,12 +122,26 @@ class Cluster:
                 except KafkaError as error:
                     await self._again(error)
 
+    async def first_since(self, partition: Partition, timestamp_ms: int) -> tuple[int, int] | None:
+        """Timestamp and offset of the first record that is as new as this; None when there is none."""
+        async with asyncio.timeout(self._deadline_s):
+            while True:
+                try:
+                    found = await self._found(partition, timestamp_ms)
+                except KafkaError as error:
+                    await self._again(error)
+                else:
+                    return found if found[1] >= 0 else None
+
     async def _offset(self, partition: Partition, which: int) -> int:
+        return (await self._found(partition, which))[1]
+
+    async def _found(self, partition: Partition, which: int) -> tuple[int, int]:
         request = OffsetRequest(-1, 0, [(partition[0], [(partition[1], which)])])
         response = await self._client.send(await self._client.leader(partition), request, group="offsets")
         row = response.topics[0][1][0]
         _raise_for(row[1], partition)
-        return int(row[3])
+        return int(row[2]), int(row[3])
 
     async def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
         position = start

@@ -112,9 +112,14 @@ async def inquire(settings: Settings, found: Deployment, what: Record | tuple[in
         record = what
         if isinstance(record, tuple):
             record = await record_at(cluster, Topic.TRIGGERS.named(prefix), *record)
-        admitted = decide.admit(record, tables.world, Memo())
-        packed = None
-        if isinstance(admitted, Admitted):
-            packed = await entry_of(cluster, Topic.IDEMPOTENCY.named(prefix), admitted)
-        now_ms = time.time_ns() // 1_000_000
-        return explain(record, tables.world, packed, now_ms, look_away=True)
+        return await judged(cluster, tables, prefix, record)
+
+
+async def judged(cluster: Cluster, tables: Tables, prefix: str, record: Record) -> Explanation:
+    """What would become of a record now, with what the dedup table holds for it."""
+    world = tables.world
+    admitted = decide.admit(record, world, Memo())
+    packed = None
+    if isinstance(admitted, Admitted):
+        packed = await entry_of(cluster, Topic.IDEMPOTENCY.named(prefix), admitted)
+    return explain(record, world, packed, time.time_ns() // 1_000_000, look_away=True)

@@ -51,6 +51,11 @@ def test_an_emitter_writes_triggers_and_reads_receipts_and_a_worker_reads_jobs_a
         assert [(each.resource, each.name) for each in others] == [(Resource.GROUP, f"{PREFIX}{role}")]
 
 
+def test_the_http_door_writes_triggers_and_nothing_else() -> None:
+    assert {topic for topic in Topic if Role.API in who_may(WRITE, topic)} == {Topic.TRIGGERS}
+    assert not [each for each in grants(PREFIX) if each.role is Role.API and each.resource is not Resource.TOPIC]
+
+
 def test_the_root_of_trust_is_not_the_gates_to_write() -> None:
     assert Role.GATE not in who_may(WRITE, Topic.REGISTRY) | who_may(WRITE, Topic.REVOCATIONS)
     assert who_may(WRITE, Topic.REVOCATIONS) == {Role.OPS, Role.ISSUER}

@@ -1,0 +1,97 @@
+"""The OpenAPI document as a page: plain HTML without a script, so that nothing is fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any, Final
+
+import orjson
+
+from app.api.problems import FAULTS, Fault
+from app.gate.reasons import REASONS, Reason
+
+# Nothing may be loaded, run or framed; the one style stands in the page.
+POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_STYLE: Final = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
+code,pre{font:13px/1.45 ui-monospace,monospace;background:#f3f4f6;border-radius:4px;padding:.1em .3em}
+pre{padding:.7em;overflow:auto}h2{border-top:1px solid #d5d9de;padding-top:1.2rem}h2 b{text-transform:uppercase}
+table{border-collapse:collapse;width:100%}
+td,th{border-bottom:1px solid #e3e6ea;padding:.3rem .6rem .3rem 0;text-align:left;vertical-align:top}
+@media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#15181c}code,pre{background:#23282e}td,th{border-color:#333a42}}
+"""
+
+
+def page(document: Mapping[str, Any]) -> bytes:
+    """The whole page, UTF-8."""
+    info = document["info"]
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>{escape(info['title'])} {escape(info['version'])}</title><style>{_STYLE}</style>",
+        f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1><p>{escape(info['summary'])} ",
+        "Machines read <a href=/openapi.json>/openapi.json</a>.</p>",
+        *(
+            part
+            for path, operations in document["paths"].items()
+            for method, operation in operations.items()
+            for part in _operation(path, method, operation)
+        ),
+        "<h2>Schemas</h2>",
+        *(f"<h3>{escape(name)}</h3><pre>{_json(schema)}</pre>" for name, schema in _shown(document).items()),
+        "<h2>Problems</h2><p>Answers of 400 and above are <code>application/problem+json</code>, with a reason:</p>",
+        _table(("reason", "status", "means", "what to do"), _reasons()),
+        "</html>",
+    ]
+    return "".join(parts).encode()
+
+
+def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h2><b>{escape(method)}</b> <code>{escape(path)}</code></h2><p><b>{escape(operation['summary'])}.</b> "
+    yield f"{escape(operation.get('description', ''))}</p>"
+    if operation.get("security"):
+        yield "<p>Needs <code>Authorization: Bearer TOKEN</code>.</p>"
+    rows = [(each["name"], each["in"], each.get("description", "")) for each in operation.get("parameters", ())]
+    if rows:
+        yield _table(("parameter", "in", ""), rows)
+    if "requestBody" in operation:
+        body = operation["requestBody"]
+        ((media, content),) = body["content"].items()
+        yield f"<p>Body, {escape(media)}: {_schema(content['schema'])} {escape(body.get('description', ''))}</p>"
+    answers = []
+    for status, response in operation["responses"].items():
+        schemas = [_schema(content["schema"]) for content in response.get("content", {}).values()]
+        answers.append((status, escape(response["description"]), " ".join(schemas)))
+    yield "<table><tr><th>status<th>means<th>body</tr>"
+    yield "".join(f"<tr><td>{status}<td>{means}<td>{schema}</tr>" for status, means, schema in sorted(answers))
+    yield "</table>"
+
+
+def _shown(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    schemas = dict(document["components"]["schemas"])
+    schemas["Problem"] = schemas["Problem"] | {
+        "properties": schemas["Problem"]["properties"] | {"reason": {"type": "string"}}
+    }
+    return schemas
+
+
+def _reasons() -> list[tuple[str, ...]]:
+    told: list[Reason | Fault] = [*REASONS, *FAULTS]
+    return [(each.code, str(each.http_status), each.meaning, each.remedy) for each in told]
+
+
+def _schema(schema: Mapping[str, Any]) -> str:
+    name = schema.get("$ref", "").rpartition("/")[2] or schema.get("type", "")
+    return f"<code>{escape(name)}</code>"
+
+
+def _json(value: Any) -> str:
+    return escape(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def _table(heads: tuple[str, ...], rows: Any) -> str:
+    lines = ["<tr>" + "".join(f"<th>{escape(head)}" for head in heads) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) + "</tr>" for row in rows]
+    return "<table>" + "".join(lines) + "</table>"

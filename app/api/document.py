@@ -1,0 +1,239 @@
+"""What the routes say of themselves, and the OpenAPI 3.1 document made of it: what says nothing is not served."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
+
+from app import __version__
+from app.api import problems
+from app.gate import limits
+from app.gate.explain import Explanation
+from app.gate.records import Receipt
+
+OPERATION: Final = "operation"
+_PATH_TYPE: Final = re.compile(r":[a-z]+}")
+_COMPONENTS: Final = "#/components/schemas/"
+JSON, JWKS, EVENTS, HTML, PROBLEM = (
+    "application/json", "application/jwk-set+json", "text/event-stream", "text/html", problems.MEDIA_TYPE,
+)  # fmt: skip
+
+Operation = Mapping[str, Any]
+
+
+def operation(described: Operation) -> dict[str, Any]:
+    """A route's `opt`."""
+    return {OPERATION: described}
+
+
+# ── parts ──
+
+
+def _header(name: str, about: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": about, "schema": {"type": "string"} | schema}
+
+
+def _content(media: str, schema: Any) -> dict[str, Any]:
+    return {"content": {media: {"schema": schema}}}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _COMPONENTS + name}
+
+
+def _refusals(*statuses: int) -> dict[str, Any]:
+    return {str(status): {"description": _STATUS[status], **_content(PROBLEM, _ref("Problem"))} for status in statuses}
+
+
+_STATUS: Final = {
+    400: "malformed", 401: "no token, or one that is not honoured", 403: "the token does not permit this",
+    404: "not there, or not yours", 408: "the body did not arrive in time", 409: "refused as a replay or a conflict",
+    413: "too large", 415: "the body is not plain JSON", 422: "the parameters, or the key, do not fit",
+    431: "headers too large", 500: "the deployment failed on this", 503: "not now; Retry-After says when",
+}  # fmt: skip
+_TOKEN: Final[list[dict[str, list[str]]]] = [{"bearer": []}]
+_KEY: Final = _header(
+    "Idempotency-Key", "the same key starts one job; the same as `idempotency_key` over Kafka", minLength=1,
+    maxLength=limits.IDEMPOTENCY_KEY_MAX_BYTES,
+)  # fmt: skip
+_TRIGGER_HEADERS: Final = [
+    _KEY,
+    _header("Prefer", "`wait=N`: answer with the receipt, if it is there within N seconds (RFC 7240)"),
+    _header("Tollgate-Correlation-Id", "echoed in the receipt", minLength=1, maxLength=limits.CORRELATION_ID_MAX_BYTES),
+    _header("Traceparent", "W3C trace context, carried to the job"),
+]
+_PARAMS: Final = {
+    "required": False, "description": "the parameters, one JSON object; none is no parameters",
+    **_content(JSON, {"type": "object"}),
+}  # fmt: skip
+_TRIGGER: Final = {
+    "tags": ["triggers"],
+    "security": _TOKEN,
+    "requestBody": _PARAMS,
+    "responses": {
+        "202": {
+            "description": "Kafka has it; the gate decides",
+            "headers": {"Location": {"description": "of its receipt", "schema": {"type": "string"}}},
+            **_content(JSON, _ref("Taken")),
+        },
+        "200": {"description": "the receipt, with `Prefer: wait`", **_content(JSON, _ref("Receipt"))},
+        **_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 431, 500, 503),
+    },
+}
+
+# ── operations ──
+
+POST_TRIGGER: Final[Operation] = _TRIGGER | {
+    "operationId": "trigger",
+    "summary": "Trigger the one job that the token grants",
+    "description": "The same decision as over Kafka. Without `Prefer: wait` only what needs no decision is refused.",
+    "parameters": _TRIGGER_HEADERS,
+}
+POST_TRIGGER_FOR_JOB: Final[Operation] = _TRIGGER | {
+    "operationId": "triggerJob",
+    "summary": "Trigger a job",
+    "description": "The name of a job may hold slashes, which stand as they are or as %2F.",
+    "parameters": [
+        {"name": "job", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}},
+        *_TRIGGER_HEADERS,
+    ],
+}
+GET_RECEIPT: Final[Operation] = {
+    "operationId": "receipt",
+    "tags": ["receipts"],
+    "summary": "What became of a trigger of yours",
+    "description": "As long as the triggers topic keeps the trigger: a day, unless ops set otherwise.",
+    "security": _TOKEN,
+    "parameters": [
+        {
+            "name": "trigger_id",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
+        }
+    ],
+    "responses": {
+        "200": {"description": "the receipt", **_content(JSON, _ref("Receipt"))},
+        **_refusals(400, 401, 403, 404, 431, 500, 503),
+    },
+}
+GET_STREAM: Final[Operation] = {
+    "operationId": "receipts",
+    "tags": ["receipts"],
+    "summary": "Your receipts as they come (server-sent events)",
+    "description": "Events `receipt`, whose data is a receipt; `gap` when Last-Event-ID lies too far back. "
+    "It ends when the token is no longer honoured.",
+    "security": _TOKEN,
+    "parameters": [_header("Last-Event-ID", "the id of the last event that was read: nothing after it is missed")],
+    "responses": {
+        "200": {"description": "a stream without end", **_content(EVENTS, {"type": "string"})},
+        **_refusals(400, 401, 403, 431, 500, 503),
+    },
+}
+POST_EXPLAIN: Final[Operation] = {
+    "operationId": "explain",
+    "tags": ["triggers"],
+    "summary": "What would become of a trigger, check by check; nothing is written",
+    "security": _TOKEN,
+    "requestBody": {"required": False, **_content(JSON, _ref("TriggerLessToken"))},
+    "responses": {
+        "200": {"description": "every check in its order", **_content(JSON, _ref("Explanation"))},
+        **_refusals(400, 401, 403, 408, 413, 415, 431, 500, 503),
+    },
+}
+GET_JWKS: Final[Operation] = {
+    "operationId": "jwks",
+    "tags": ["keys"],
+    "summary": "The public keys that tokens of this deployment are signed with (RFC 7517)",
+    "responses": {"200": {"description": "a JWK Set", **_content(JWKS, _ref("JWKSet"))}, **_refusals(404, 431, 500)},
+}
+GET_DOCUMENT: Final[Operation] = {
+    "operationId": "document",
+    "tags": ["documents"],
+    "summary": "This description (OpenAPI 3.1)",
+    "responses": {
+        "200": {"description": "an OpenAPI document", **_content(JSON, {"type": "object"})},
+        **_refusals(431),
+    },
+}
+GET_DOCS: Final[Operation] = {
+    "operationId": "docs",
+    "tags": ["documents"],
+    "summary": "This description as a page",
+    "responses": {
+        "200": {"description": "a page without scripts", **_content(HTML, {"type": "string"})},
+        **_refusals(431),
+    },
+}
+
+# ── the document ──
+
+
+def document(app: Litestar) -> dict[str, Any]:
+    """Of all routes. Raises KeyError for one that is not described."""
+    paths: dict[str, dict[str, Any]] = {}
+    for path, method, handler in described_routes(app):
+        paths.setdefault(path, {})[method] = dict(handler.opt[OPERATION])
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tollgate",
+            "version": __version__,
+            "summary": "Token-gated job triggers: one trigger, one job, exactly once.",
+            "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
+        },
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "paths": dict(sorted(paths.items())),
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a trigger token"}
+            },
+        },
+    }
+
+
+def described_routes(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
+    """Path as OpenAPI writes it, method and handler; what Litestar adds of its own (OPTIONS) is left out."""
+    for route in app.routes:
+        handlers: Iterable[Any] = getattr(route, "route_handlers", ())
+        for handler in handlers:
+            for method in sorted(handler.http_methods):
+                if method != "OPTIONS":
+                    yield _PATH_TYPE.sub("}", route.path_format), method.lower(), handler
+
+
+def _schemas() -> dict[str, Any]:
+    _, made = msgspec.json.schema_components([Receipt, Explanation], ref_template=_COMPONENTS + "{name}")
+    text = {"type": "string"}
+    return {
+        **made,
+        "Problem": problems.SCHEMA,
+        "Taken": {
+            "type": "object",
+            "required": ["trigger_id", "appended_at_ms", "correlation_id"],
+            "properties": {
+                "trigger_id": {"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
+                "appended_at_ms": {"type": "integer", "description": "by the broker's clock"},
+                "correlation_id": {"type": ["string", "null"]},
+            },
+        },
+        "TriggerLessToken": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "job": text, "params": {"type": "object"}, "idempotency_key": text, "correlation_id": text,
+                "params_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            },
+        },
+        "JWKSet": {
+            "type": "object",
+            "required": ["keys"],
+            "properties": {"keys": {"type": "array", "items": {"type": "object", "required": ["kty", "kid"]}}},
+        },
+    }  # fmt: skip

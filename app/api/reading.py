@@ -1,0 +1,164 @@
+"""What an emitter may read: its own receipts, one by one or as a stream, and what would become of a trigger.
+
+The caller is the identity (issuer and subject) of a verified token; reading is no use of it. A receipt of another's, of
+nobody's and none at all are told alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
+from litestar.response.base import ASGIResponse
+
+from app.api import document as described
+from app.api.caller import Caller, identify
+from app.api.problems import RETRY_AFTER_S, Problem
+from app.api.receipts import Subscription, emitter_of
+from app.api.requests import answer, bearer_token, headers_of, object_of
+from app.api.service import Service
+from app.gate.explain import Explanation
+from app.gate.trigger import AUTHORIZATION, Record
+from app.stream.inquiry import judged
+from app.telemetry import STREAMS
+
+TRIGGER_ID: Final = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,17})")
+KEEP_ALIVE_S: Final = 15.0
+CHECK_EVERY_S: Final = 1.0  # whether the token is still honoured, and the reader still there
+RESUME_MAX: Final = 500_000  # receipts, of everyone, between where a stream resumes and the end
+EXPLAIN_TIMEOUT_S: Final = 10.0
+_NOWHERE: Final = 1 << 50  # an offset that no trigger has: a dry run is no trigger's retry
+_TOLD_TO_NOBODY: Final = ("params", "definition_version", "identity", "home_by")  # more than a receipt says
+
+
+def routes(service: Service) -> list[HTTPRouteHandler]:
+    """Receipts, their stream, and the dry run."""
+    explaining = asyncio.Semaphore(1)
+
+    @get("/v1/receipts/{trigger_id:str}", opt=described.operation(described.GET_RECEIPT))
+    async def receipt(request: Request[Any, Any, Any]) -> ASGIResponse:
+        caller = await identify(service.tables, bearer_token(headers_of(request.scope)))
+        trigger_id = str(request.path_params["trigger_id"])
+        coordinates = TRIGGER_ID.fullmatch(trigger_id)
+        if coordinates is None:
+            raise Problem("receipt_unknown")
+        value = service.receipts.newest(trigger_id)
+        if value is None:
+            value = await service.search.find(int(coordinates[1]), int(coordinates[2]))
+        if value is None or emitter_of(value) != caller.emitter:
+            raise Problem("receipt_unknown")
+        return answer(value, headers={"Cache-Control": "private, no-store"})
+
+    @get("/v1/receipts/stream", opt=described.operation(described.GET_STREAM))
+    async def stream(request: Request[Any, Any, Any]) -> Stream:
+        headers = headers_of(request.scope)
+        caller = await identify(service.tables, bearer_token(headers))
+        starts = _positions_of(headers.get("last-event-id"), service.receipts.lanes)
+        if service.stopping.is_set() or service.receipts.subscriptions >= service.settings.serve.streams_max:
+            raise Problem("overloaded")
+        return Stream(
+            _events(service, caller, starts),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    @post("/v1/explain", status_code=200, opt=described.operation(described.POST_EXPLAIN))
+    async def explain(request: Request[Any, Any, Any]) -> ASGIResponse:
+        headers = headers_of(request.scope)
+        token = bearer_token(headers)
+        await identify(service.tables, token)
+        trigger = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
+        record = Record(
+            0, _NOWHERE, time.time_ns() // 1_000_000, True, None, msgspec.json.encode(trigger),
+            ((AUTHORIZATION, f"Bearer {token}".encode()),),
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(EXPLAIN_TIMEOUT_S), explaining:
+                told = await judged(service.cluster, service.tables, service.settings.kafka.prefix, record)
+        except TimeoutError:
+            raise Problem("overloaded") from None
+        return answer(msgspec.json.encode(_for_a_stranger(told)))
+
+    return [receipt, stream, explain]
+
+
+def _for_a_stranger(told: Explanation) -> Explanation:
+    """No more than the gate would say in a receipt, and which check it was."""
+    facts = {name: value for name, value in told.facts.items() if name not in _TOLD_TO_NOBODY}
+    run_id = told.run_id if told.outcome == "duplicate" else None
+    return msgspec.structs.replace(told, run_id=run_id, home_lane=None, facts=facts)
+
+
+# ── the stream ──
+
+
+def _positions_of(event_id: str | None, lanes: int) -> list[int] | None:
+    """`12.0.45`: the next offset of each lane. None: from now on."""
+    if event_id is None or not event_id:
+        return None
+    parts = event_id.split(".")
+    if len(parts) != lanes or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+        raise Problem("event_id_malformed")
+    return [int(part) for part in parts]
+
+
+def _event(positions: list[int], receipt: bytes) -> bytes:
+    where = ".".join(map(str, positions)).encode()
+    return b"event: receipt\nid: " + where + b"\ndata: " + receipt + b"\n\n"
+
+
+async def _events(service: Service, caller: Caller, starts: list[int] | None) -> AsyncIterator[bytes]:
+    """The caller's receipts for ever: until its token is no longer honoured, or it reads too slowly."""
+    with service.receipts.subscribed(caller.emitter) as subscription, STREAMS.track_inprogress():
+        positions = list(subscription.positions)
+        # So that one who is cut off before the first receipt can resume, too.
+        yield b"retry: %d\nid: %s\n\n" % (RETRY_AFTER_S * 1000, ".".join(map(str, starts or positions)).encode())
+        if starts is not None:
+            async for chunk in _missed(service, caller, starts, positions):
+                yield chunk
+        async for chunk in _live(service, caller, subscription, positions):
+            yield chunk
+
+
+async def _missed(service: Service, caller: Caller, starts: list[int], ends: list[int]) -> AsyncIterator[bytes]:
+    """What came between. Lanes not yet read keep the position they were asked for."""
+    receipts, at = service.receipts, list(starts)
+    marks = [await receipts.cluster.watermarks((receipts.topic, lane)) for lane in range(receipts.lanes)]
+    at = [max(start, mark.start) for start, mark in zip(at, marks, strict=True)]
+    if sum(max(end - start, 0) for start, end in zip(at, ends, strict=True)) > RESUME_MAX:
+        yield b": too far back\n\nevent: gap\ndata: {}\n\n"
+        return
+    for lane, end in enumerate(ends):
+        async for chunk, position in receipts.cluster.read((receipts.topic, lane), at[lane], end):
+            for record in chunk:
+                if record.value is not None and emitter_of(record.value) == caller.emitter:
+                    at[lane] = record.offset + 1
+                    yield _event(at, record.value)
+            at[lane] = position
+        at[lane] = max(at[lane], end)
+
+
+async def _live(
+    service: Service, caller: Caller, subscription: Subscription, positions: list[int]
+) -> AsyncIterator[bytes]:
+    silent_since = time.monotonic()
+    while caller.fault(service.tables.world) is None:
+        try:
+            told = await subscription.next(CHECK_EVERY_S)
+        except StopAsyncIteration:
+            return
+        if told is not None:
+            positions[told.lane] = told.next_offset
+            yield _event(positions, told.receipt)
+        elif time.monotonic() - silent_since < KEEP_ALIVE_S:
+            continue
+        else:
+            yield b": still here\n\n"
+        silent_since = time.monotonic()

@@ -1,0 +1,124 @@
+"""What the door reads of a request: the headers that decide something, once each, and a body within its limit."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from litestar import Response
+from litestar.response.base import ASGIResponse
+from litestar.types import HTTPScope, Receive
+
+from app.api.problems import MEDIA_TYPE, Problem
+from app.gate.strict_json import JSONRefused, loads_object
+
+BODY_TIMEOUT_S: Final = 20.0
+JSON: Final = "application/json"
+_READ: Final = frozenset({
+    b"authorization", b"idempotency-key", b"tollgate-correlation-id", b"traceparent", b"content-type",
+    b"content-encoding", b"content-length", b"last-event-id",
+})  # fmt: skip
+_PLAIN_JSON: Final = re.compile(r"application/json[ \t]*(;.*)?", re.IGNORECASE)
+_WAIT: Final = re.compile(r'(?:^|[,;])[ \t]*wait[ \t]*=[ \t]*"?([0-9]{1,9})"?[ \t]*(?=$|[,;])', re.IGNORECASE)
+
+Headers = dict[str, str]
+
+
+def headers_of(scope: HTTPScope) -> Headers:
+    """The headers that decide something, by lower-case name. One given twice is refused, never chosen from."""
+    found: Headers = {}
+    for name, raw in scope["headers"]:
+        if name in _READ:
+            text = name.decode()
+            if text in found:
+                raise Problem("header_repeated", f"{text} is given more than once")
+            try:
+                found[text] = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                raise Problem("headers_malformed", f"{text} is not UTF-8 text") from None
+    return found
+
+
+def bearer_token(headers: Headers) -> str:
+    """The token of `Authorization: Bearer …` (RFC 6750 section 2.1), unverified."""
+    if "authorization" not in headers:
+        raise Problem("token_missing")
+    scheme, _, rest = headers["authorization"].partition(" ")
+    token = rest.strip(" ")
+    if not token or " " in token or scheme.lower() != "bearer":
+        raise Problem("authorization_malformed")
+    return token
+
+
+def wait_of(scope: HTTPScope) -> int | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240 section 4.3). A preference that cannot be read is none."""
+    for name, raw in scope["headers"]:
+        if name == b"prefer":
+            found = _WAIT.search(raw.decode("latin-1"))
+            if found is not None:
+                return int(found[1])
+    return None
+
+
+def tail_of_path(scope: HTTPScope, prefix: str) -> str | None:
+    """What stands behind `prefix` in the path as it was sent: routing would take `a//b` for `a/b`."""
+    raw = scope["raw_path"].removeprefix(prefix.encode())
+    try:
+        return unquote_to_bytes(raw).decode("utf-8") or None
+    except UnicodeDecodeError:
+        raise Problem("request_malformed", "the path is not UTF-8") from None
+
+
+async def object_of(headers: Headers, receive: Receive, max_bytes: int) -> dict[str, Any]:
+    """The body as one strict JSON object, read by the gate's own parser; no body is an object without members."""
+    if "content-encoding" in headers or not _PLAIN_JSON.fullmatch(headers.get("content-type", JSON)):
+        raise Problem("media_type_unsupported")
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length) > max_bytes:
+        raise Problem("record_too_large", f"a body may have {max_bytes} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            raw = await _read(receive, max_bytes)
+    except TimeoutError:
+        raise Problem("body_too_slow") from None
+    if not raw:
+        return {}
+    try:
+        return loads_object(raw)
+    except JSONRefused as refused:
+        raise Problem(refused.record_code, refused.detail) from None
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes:
+    message: Any = await receive()
+    raw: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(raw) > max_bytes:
+            raise Problem("record_too_large", f"a body may have {max_bytes} bytes")
+        return raw
+    parts, size = [raw], len(raw)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem("request_malformed", "the body ends early")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise Problem("record_too_large", f"a body may have {max_bytes} bytes")
+    return b"".join(parts)
+
+
+def answer(body: bytes, status: int = 200, headers: dict[str, str] | None = None, media: str = JSON) -> ASGIResponse:
+    """A response whose body is written already."""
+    return ASGIResponse(body=body, status_code=status, headers={"content-type": media, **(headers or {})})
+
+
+def problem_answer(problem: Problem) -> ASGIResponse:
+    return answer(problem.body(), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def problem_response(problem: Problem) -> Response[bytes]:
+    """The same, as the framework wants it of an exception's handler."""
+    return Response(problem.body(), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE)

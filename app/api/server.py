@@ -1,0 +1,196 @@
+"""`tollgate serve`: one process, one event loop, two listeners; told to stop, it finishes what is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app import __version__
+from app.api.application import internal, public
+from app.api.problems import MEDIA_TYPE, Problem
+from app.api.service import Service, serving
+from app.config import ConfigError, Serve, Settings
+from app.logs import Event, log
+from app.stream.topic_check import Deployment
+
+HEAD_TIMEOUT_S: Final = 10.0  # from a request's first byte, or the connection's begin, to the end of its headers
+IDLE_TIMEOUT_S: Final = 75
+BACKLOG: Final = 2_048
+
+
+def run(settings: Settings, found: Deployment) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError or KafkaError."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(settings, found))
+
+
+async def _run(settings: Settings, found: Deployment) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    serve = settings.serve
+    async with AsyncExitStack() as stack:
+        outside, inside = (
+            stack.enter_context(contextlib.closing(_listen(*where)))
+            for where in (
+                ("serve.port", serve.host, serve.port, serve.reuse_port),
+                ("serve.internal_port", serve.internal_host, serve.internal_port),
+            )
+        )
+        _warn_if_exposed(serve)
+        service = await stack.enter_async_context(serving(settings, found))
+        servers = [
+            (_Server(_config(public(service), serve, tls=True)), outside),
+            (_Server(_config(internal(service), serve, tls=False)), inside),
+        ]
+        await _until_told(service, servers, told)
+    log.info(Event.SERVE_STOPPED, pid=os.getpid())
+
+
+async def _until_told(service: Service, servers: list[tuple[_Server, socket.socket]], told: asyncio.Event) -> None:
+    """Ends by an error where a part ends that never does."""
+    running = [asyncio.create_task(server.serve([listener])) for server, listener in servers]
+    ends = [asyncio.create_task(told.wait()), asyncio.create_task(service.ended()), *running]
+    (public_at, internal_at) = (_address(listener) for _, listener in servers)
+    log.info(Event.SERVE_STARTED, version=__version__, pid=os.getpid(), public=public_at, internal=internal_at)
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        log.info(Event.SERVE_STOPPING, pid=os.getpid())
+        service.stopping.set()
+        service.receipts.let_go()
+        for server, _ in servers:
+            server.should_exit = True
+        for task in ends[:2]:
+            task.cancel()
+        results = await asyncio.gather(*ends, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+def _listen(setting: str, host: str, port: int, reuse_port: bool = False) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): set {setting} (0: a free one)"
+        ) from None
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _warn_if_exposed(serve: Serve) -> None:
+    if serve.tls_certfile is None and not _is_loopback(serve.host):
+        log.warning(
+            Event.SERVE_EXPOSED, host=serve.host,
+            why="tokens come in clear: set serve.tls_certfile, or let only a proxy that ends TLS reach this port",
+        )  # fmt: skip
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _config(app: Any, serve: Serve, *, tls: bool) -> uvicorn.Config:
+    # What it says of malformed requests is a stranger's to repeat; what matters, our own events say.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    config = uvicorn.Config(
+        app, http=_protocol(serve), loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_TIMEOUT_S,
+        timeout_graceful_shutdown=serve.stop_timeout_s, backlog=BACKLOG,
+        ssl_certfile=serve.tls_certfile if tls else None, ssl_keyfile=serve.tls_keyfile if tls else None,
+    )  # fmt: skip
+    try:
+        config.load()
+    except OSError as error:
+        raise ConfigError(f"setting serve.tls_certfile: {serve.tls_certfile} cannot be loaded: {error}") from None
+    return config
+
+
+class _Server(uvicorn.Server):
+    """One of two in a process that has its own way to be told to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
+    class Guarded(HttpToolsProtocol):
+        """uvicorn's, with limits on what comes before a request is one: bytes and time."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._head_bytes = 0
+            self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._deadline.cancel()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head_bytes = 0
+            self._deadline.cancel()
+            self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+        def on_headers_complete(self) -> None:
+            self._deadline.cancel()
+            self._head_bytes = -1
+            super().on_headers_complete()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._head_bytes >= 0 and not self.transport.is_closing():
+                self._head_bytes += len(data)
+                if self._head_bytes > serve.headers_max_bytes:
+                    self._refuse()
+
+        def _give_up(self) -> None:
+            if not self.transport.is_closing():
+                self.transport.close()
+
+        def _refuse(self) -> None:
+            """Headers without end: the request will never be one."""
+            problem = Problem("headers_too_large")
+            body = problem.body()
+            head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[problem.status] + head.encode() + body)
+            self.transport.close()
+
+    return Guarded

@@ -1,0 +1,86 @@
+"""The webhook door: a trigger by HTTP is the same record as by Kafka, and the gate alone decides it.
+
+Refused here is only what can be known without deciding: no bearer token, a body that is no JSON object, or too large.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+from litestar import Request, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+
+from app.api import document as described
+from app.api.problems import RETRY_AFTER_S, Problem
+from app.api.publisher import Placed
+from app.api.receipts import decode
+from app.api.requests import answer, bearer_token, headers_of, object_of, tail_of_path, wait_of
+from app.api.service import Service
+from app.emission import Emission, Form, trigger_of
+from app.gate.reasons import BY_CODE
+
+PATH: Final = "/v1/triggers"
+TRACEPARENT_MAX: Final = 55  # characters of version 00 (W3C Trace Context section 3.2)
+
+
+def routes(service: Service) -> list[HTTPRouteHandler]:
+    """POST with and without the job in the path."""
+
+    @post(PATH, opt=described.operation(described.POST_TRIGGER))
+    async def trigger(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return await _trigger(service, request, None)
+
+    @post(PATH + "/{job:path}", opt=described.operation(described.POST_TRIGGER_FOR_JOB))
+    async def trigger_for_job(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return await _trigger(service, request, tail_of_path(request.scope, PATH + "/"))
+
+    return [trigger, trigger_for_job]
+
+
+async def _trigger(service: Service, request: Request[Any, Any, Any], job: str | None) -> ASGIResponse:
+    serve = service.settings.serve
+    headers = headers_of(request.scope)
+    token = bearer_token(headers)
+    params = await object_of(headers, request.receive, serve.body_max_bytes)
+    traceparent = headers.get("traceparent")
+    emission = Emission(
+        Form.JSON, job, params, headers.get("idempotency-key"), headers.get("tollgate-correlation-id"), None,
+        traceparent if traceparent is not None and len(traceparent) == TRACEPARENT_MAX else None,
+    )  # fmt: skip
+    if service.stopping.is_set():
+        raise Problem("stopping")
+    placed = await service.publisher.publish(trigger_of(emission, token))
+    wait_s = wait_of(request.scope)
+    if wait_s is None:
+        return _taken(placed, emission.correlation_id, {})
+    wait_s = min(wait_s, serve.wait_max_s)
+    preference = {"Preference-Applied": f"wait={wait_s}"}
+    receipt = await service.receipts.wait(placed.trigger_id, wait_s)
+    if receipt is None:
+        return _taken(placed, emission.correlation_id, preference)
+    return _decided(receipt, placed, preference)
+
+
+def _location(placed: Placed) -> dict[str, str]:
+    return {"Location": f"/v1/receipts/{placed.trigger_id}"}
+
+
+def _taken(placed: Placed, correlation_id: str | None, headers: dict[str, str]) -> ASGIResponse:
+    body = orjson.dumps(
+        {"trigger_id": placed.trigger_id, "appended_at_ms": placed.appended_at_ms, "correlation_id": correlation_id}
+    )
+    return answer(body, 202, {**_location(placed), "Retry-After": str(RETRY_AFTER_S), **headers})
+
+
+def _decided(receipt: bytes, placed: Placed, headers: dict[str, str]) -> ASGIResponse:
+    """The receipt as it stands on its topic; a refusal is a problem that holds it."""
+    read = decode(receipt)
+    if read.outcome != "rejected":
+        return answer(receipt, 200, {**_location(placed), **headers})
+    code = read.reason if read.reason in BY_CODE else "internal_deny"
+    raise Problem(
+        code, read.detail, headers={**_location(placed), **headers}, trigger_id=placed.trigger_id,
+        receipt=orjson.Fragment(receipt),
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""The OpenAPI document and the page made of it: about every route, whole, and fetched from nowhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.gate.reasons import REASONS
+from tests.api.closed import Closed, closed_door
+
+ROUTES = {
+    ("post", "/v1/triggers"), ("post", "/v1/triggers/{job}"), ("get", "/v1/receipts/{trigger_id}"),
+    ("get", "/v1/receipts/stream"), ("post", "/v1/explain"), ("get", "/.well-known/jwks.json"),
+    ("get", "/openapi.json"), ("get", "/docs"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
+    with closed_door(tmp_path_factory.mktemp("door")) as door:
+        yield door
+
+
+def test_every_route_is_described(door: Closed) -> None:
+    document = httpx.get(f"{door.url}/openapi.json").json()
+    assert document["openapi"].startswith("3.1.")
+    assert {(method, path) for path, methods in document["paths"].items() for method in methods} == ROUTES
+    ids = [each["operationId"] for methods in document["paths"].values() for each in methods.values()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_reference_of_the_document_leads_somewhere(door: Closed) -> None:
+    answer = httpx.get(f"{door.url}/openapi.json")
+    named = answer.json()["components"]["schemas"]
+    references = set(re.findall(r'"\$ref":"([^"]+)"', answer.text))
+    assert references
+    assert references <= {f"#/components/schemas/{name}" for name in named}
+
+
+def test_the_document_is_one_by_the_specification(door: Closed, tmp_path: Path) -> None:
+    from schemathesis import openapi
+
+    schema = openapi.from_url(f"{door.url}/openapi.json")
+    schema.validate()
+
+
+def test_the_page_shows_every_route_and_reason_and_fetches_nothing(door: Closed) -> None:
+    answer = httpx.get(f"{door.url}/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for _, path in ROUTES:
+        assert f"<code>{path}</code>" in answer.text
+    for reason in REASONS:
+        assert f"<td>{reason.code}<" in answer.text
+    assert not re.search(
+        r"<(script|link|img|iframe)\b|\bsrc=|url\(|@import|https?://", answer.text.replace("http://", "")
+    )
+    assert answer.text.count("<a ") == 1
