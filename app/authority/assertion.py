@@ -1,0 +1,91 @@
+"""Client assertions: a client proves who it is by a JWT signed with its own key (RFC 7523 section 3).
+
+Pure: no I/O, no clock, no randomness. Whether an assertion was shown before is for whoever keeps a memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from app.authority.identities import Identity, keys_at
+from app.gate import limits
+from app.gate.jws import read_jws
+from app.gate.keyset import VerificationKey, es256_key
+from app.gate.reasons import Rejected
+from app.gate.strict_json import JSONRefused, loads_object
+
+LIFETIME_MAX_S: Final = 300
+TYPES: Final = (None, "JWT", "client-authentication+jwt")
+
+
+class Proven(NamedTuple):
+    """An assertion that holds: by which key, and what names it until it expires."""
+
+    credential_id: str
+    jti: str
+    exp: int  # seconds
+
+
+def named_by(unverified_assertion: str) -> str | None:
+    """The client an assertion says it is from; nothing of it is verified."""
+    read = read_jws(unverified_assertion)
+    if isinstance(read, Rejected):
+        return None
+    try:
+        named = loads_object(read[2]).get("sub")
+    except JSONRefused:
+        return None
+    return named if isinstance(named, str) else None
+
+
+def check_assertion(
+    identity: Identity | None, unverified_assertion: str, audiences: Collection[str], now_s: int, grace_s: int
+) -> Proven | None:
+    """What the assertion proves of this client, or None. One signature is checked, whoever asks."""
+    read = read_jws(unverified_assertion)
+    if isinstance(read, Rejected):
+        return None
+    signing_input, header, payload, signature = read
+    if isinstance(header, JSONRefused):
+        return None
+    algorithm, kid, typ, extra = header
+    keys = keys_at(identity, now_s) if identity is not None else None
+    known = keys.keys.get(kid) if keys is not None and isinstance(kid, str) else None
+    key = known if known is not None and known.algorithm == algorithm else _NOBODYS
+    holds = key.verify(signing_input, signature)
+    if not holds or key is _NOBODYS or identity is None or extra is not None or typ not in TYPES:
+        return None
+    try:
+        claims = loads_object(payload)
+    except JSONRefused:
+        return None
+    return _proven(claims, identity.name, key.kid, audiences, now_s, grace_s)
+
+
+def _proven(
+    claims: dict[str, Any], name: str, kid: str, audiences: Collection[str], now_s: int, grace_s: int
+) -> Proven | None:
+    get = claims.get
+    exp, iat, nbf, jti = get("exp"), get("iat", now_s), get("nbf", 0), get("jti")
+    if get("iss") != name or get("sub") != name or _audience(get("aud")) not in audiences:
+        return None
+    if not (type(exp) is int and type(iat) is int and type(nbf) is int):
+        return None
+    if not (now_s - grace_s < exp <= now_s + LIFETIME_MAX_S + grace_s and max(iat, nbf) <= now_s + grace_s):
+        return None
+    if type(jti) is not str or not 0 < len(jti) <= limits.JTI_MAX_CHARACTERS:
+        return None
+    return Proven(kid, jti, exp)
+
+
+def _audience(aud: Any) -> str | None:
+    if type(aud) is list and len(aud) == 1:
+        aud = aud[0]
+    return aud if type(aud) is str else None
+
+
+# Of a private key that is known to everyone: whatever verifies with it proves nothing.
+_NOBODYS: Final[VerificationKey] = es256_key("nobody's", ec.derive_private_key(1, ec.SECP256R1()).public_key())

@@ -1,0 +1,82 @@
+"""Client assertions (RFC 7523): a valid one, and each difference from it."""
+
+import pytest
+
+from app.authority.assertion import LIFETIME_MAX_S, Proven, check_assertion, named_by
+from app.authority.identities import ClientKey, Identity
+from tests.support.tokens import ABSENT, NOW_S, OTHER, PRIVATE, public_jwk, signed, with_changes
+
+AUDIENCE = "https://issuer.example"
+CI = Identity("svc:ci", 1, "service", AUDIENCE, "acme", credentials=(ClientKey("k1", public_jwk()),))
+HEADER = {"alg": "ES256", "kid": "k1", "typ": "JWT"}
+CLAIMS = {"iss": "svc:ci", "sub": "svc:ci", "aud": AUDIENCE, "jti": "a1", "iat": NOW_S, "exp": NOW_S + 60}
+
+
+def assertion(header=None, private=PRIVATE, **claims):
+    import json
+
+    return signed(
+        json.dumps(with_changes(HEADER, header or {})).encode(),
+        json.dumps(with_changes(CLAIMS, claims)).encode(),
+        private,
+    )
+
+
+def checked(text, identity=CI, now_s=NOW_S):
+    return check_assertion(identity, text, {AUDIENCE}, now_s, 60)
+
+
+def test_a_good_assertion_proves_its_client():
+    assert named_by(assertion()) == "svc:ci"
+    assert checked(assertion()) == Proven("k1", "a1", NOW_S + 60)
+    assert checked(assertion({"typ": ABSENT}, aud=[AUDIENCE], iat=ABSENT)) is not None
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iss": "svc:other"}, {"sub": "svc:other"}, {"sub": ABSENT}, {"aud": "https://elsewhere"}, {"aud": ABSENT},
+        {"aud": [AUDIENCE, "https://elsewhere"]}, {"aud": None}, {"exp": ABSENT}, {"exp": NOW_S - 60}, {"exp": True},
+        {"exp": float(NOW_S + 60)}, {"exp": NOW_S + LIFETIME_MAX_S + 61}, {"iat": NOW_S + 61}, {"nbf": NOW_S + 61},
+        {"iat": "now"}, {"jti": ABSENT}, {"jti": ""}, {"jti": "x" * 129}, {"jti": 7},
+    ],
+)  # fmt: skip
+def test_one_wrong_claim_proves_nothing(claims):
+    assert checked(assertion(**claims)) is None
+
+
+@pytest.mark.parametrize(
+    "header", [{"alg": "none"}, {"alg": "HS256"}, {"kid": "k2"}, {"kid": ABSENT}, {"typ": "trigger+jwt"}, {"jwk": {}}]
+)
+def test_one_wrong_member_of_the_header_proves_nothing(header):
+    assert checked(assertion(header)) is None
+
+
+def test_neither_anothers_key_nor_an_ended_one_nor_text_proves_anything():
+    assert checked(assertion(private=OTHER)) is None
+    ended = Identity("svc:ci", 1, "service", AUDIENCE, "acme", credentials=(ClientKey("k1", public_jwk(), 0, NOW_S),))
+    assert checked(assertion(), ended) is None
+    for text in ("", "x", "a.b.c", assertion()[:-1], "." * 10_000):
+        assert checked(text) is None
+        assert named_by(text) in (None, "svc:ci")
+
+
+def test_nobody_is_proven_even_by_the_key_that_stands_for_nobody():
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    everyones = ec.derive_private_key(1, ec.SECP256R1())
+    for identity in (None, CI, Identity("svc:ci", 1, "service", AUDIENCE, "acme")):
+        assert checked(assertion({"kid": "nobody's"}, everyones), identity) is None
+
+
+def test_one_signature_is_checked_whoever_asks(monkeypatch):
+    from app.authority import assertion as module
+
+    counted = []
+    nobodys = module._NOBODYS
+    counting = type(nobodys)(nobodys.kid, nobodys.algorithm, lambda *_: counted.append(1) or False)
+    monkeypatch.setattr(module, "_NOBODYS", counting)
+    for identity in (None, Identity("svc:ci", 1, "service", AUDIENCE, "acme")):
+        counted.clear()
+        assert checked(assertion(), identity) is None
+        assert len(counted) == 1
