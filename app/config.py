@@ -117,6 +117,12 @@ class Serve(Section, frozen=True):
     port: Annotated[int, about("of the public listener", ge=0, le=65_535)] = 8080
     tls_certfile: Annotated[File, about("PEM of the public listener's chain; none: plain HTTP, behind a proxy")] = None
     tls_keyfile: Annotated[File, about("PEM of its private key, if that is another file")] = None
+    public_url: Annotated[
+        str | None, about("where clients reach us, without a slash at the end; default as they say")
+    ] = None
+    issues: Annotated[
+        bool, about("issue tokens here; takes the issuer's keys, and a principal that is an issuer too")
+    ] = True
     reuse_port: Annotated[bool, about("several instances listen on one port of one machine")] = False
     internal_host: Annotated[str, about("of the internal listener: probes, metrics, internal keys")] = "127.0.0.1"
     internal_port: Annotated[int, about("of the internal listener", ge=0, le=65_535)] = 8081

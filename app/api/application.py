@@ -15,8 +15,9 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.api import docs_page, keys, reading, triggers
+from app.api import docs_page, keys, oauth, reading, tokens, triggers
 from app.api import document as described
+from app.api.forms import OAuthError
 from app.api.problems import Problem
 from app.api.requests import answer, problem_answer, problem_response
 from app.api.service import Service
@@ -45,10 +46,18 @@ def public(service: Service) -> ASGIApp:
     async def docs() -> ASGIResponse:
         return answer(page, headers={"Content-Security-Policy": docs_page.POLICY}, media="text/html; charset=utf-8")
 
-    app = _application([jwks, openapi, docs, *triggers.routes(service), *reading.routes(service)])
+    app = _application(
+        [jwks, openapi, docs, *triggers.routes(service), *reading.routes(service), *_of_authority(service)]
+    )
     made = described.document(app)
     document, page = orjson.dumps(made), docs_page.page(made)
     return Edge(app, service.settings.serve.headers_max_bytes)
+
+
+def _of_authority(service: Service) -> list[HTTPRouteHandler]:
+    if service.issuing is None:
+        return []
+    return [*oauth.routes(service, service.issuing), *tokens.routes(service, service.issuing)]
 
 
 def internal(service: Service) -> ASGIApp:
@@ -81,12 +90,18 @@ def _keys(service: Service) -> ASGIResponse:
 def _application(handlers: Sequence[HTTPRouteHandler]) -> Litestar:
     return Litestar(
         handlers, openapi_config=None, logging_config=None, debug=False,
-        exception_handlers={Problem: _problem, HTTPException: _of_framework, Exception: _unexpected},
+        exception_handlers={
+            Problem: _problem, OAuthError: _of_oauth, HTTPException: _of_framework, Exception: _unexpected,
+        },
     )  # fmt: skip
 
 
 def _problem(_request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
     return problem_response(problem)
+
+
+def _of_oauth(_request: Request[Any, Any, Any], error: OAuthError) -> Response[bytes]:
+    return error.response()
 
 
 def _of_framework(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

@@ -6,9 +6,9 @@ import time
 from typing import NamedTuple
 
 from app.api.problems import Problem
-from app.gate.policy import check_token
+from app.gate.policy import check_time
 from app.gate.reasons import Rejected
-from app.gate.standing import World, emitter
+from app.gate.standing import World, bearer_of, emitter
 from app.gate.token import Claims, KeyWanted, VerifiedToken, verify
 from app.stream.tables import Tables
 
@@ -21,16 +21,19 @@ class Caller(NamedTuple):
 
     def fault(self, world: World) -> Rejected | None:
         """Why the token is no longer honoured, in this world and now."""
-        rule = world.rules.get(self.claims.iss)
-        if rule is None:
+        bearer = bearer_of(self.claims, world, world.memo)
+        if bearer is None:
             return Rejected("issuer_untrusted")
         now_ms = time.time_ns() // 1_000_000
-        return check_token(self.claims, rule, world.revocations, now_ms, world.grace_s)
+        refused = check_time(self.claims, bearer.rule, now_ms, world.grace_s) or bearer.refused
+        if refused is None and world.revocations.covers(self.claims):
+            return Rejected("token_revoked")
+        return refused
 
 
 async def identify(tables: Tables, unverified_token: str) -> Caller:
     """Raises Problem with the reason a gate would give, or `not_ready`."""
-    verified = await _verified(tables, unverified_token)
+    verified = await verified_as(tables, unverified_token)
     caller = Caller(verified.claims, emitter(verified.claims))
     refused = caller.fault(tables.world)
     if refused is not None:
@@ -45,7 +48,8 @@ def require_fresh(tables: Tables) -> None:
         raise Problem("not_ready", complaint)
 
 
-async def _verified(tables: Tables, unverified_token: str) -> VerifiedToken:
+async def verified_as(tables: Tables, unverified_token: str) -> VerifiedToken:
+    """The token, if its signature and the form of its claims hold. Raises Problem."""
     require_fresh(tables)
     found = verify(unverified_token, tables.world.ring, tables.world.audience)
     if isinstance(found, KeyWanted) and tables.may_fetch(found):

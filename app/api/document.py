@@ -12,6 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from app import __version__
 from app.api import problems
+from app.api.bodies import ListedToken, RevocationWanted, TokenWanted
 from app.gate import limits
 from app.gate.explain import Explanation
 from app.gate.records import Receipt
@@ -54,6 +55,7 @@ _STATUS: Final = {
     400: "malformed", 401: "no token, or one that is not honoured", 403: "the token does not permit this",
     404: "not there, or not yours", 408: "the body did not arrive in time", 409: "refused as a replay or a conflict",
     413: "too large", 415: "the body is not plain JSON", 422: "the parameters, or the key, do not fit",
+    429: "too many failures; Retry-After says when",
     431: "headers too large", 500: "the deployment failed on this", 503: "not now; Retry-After says when",
 }  # fmt: skip
 _TOKEN: Final[list[dict[str, list[str]]]] = [{"bearer": []}]
@@ -152,6 +154,107 @@ GET_JWKS: Final[Operation] = {
     "summary": "The public keys that tokens of this deployment are signed with (RFC 7517)",
     "responses": {"200": {"description": "a JWK Set", **_content(JWKS, _ref("JWKSet"))}, **_refusals(404, 431, 500)},
 }
+_CLIENT: Final[list[dict[str, list[str]]]] = [{"client": []}]
+_CLIENT_OR_FORM: Final = [*_CLIENT, {}]  # or a secret or an assertion in the form
+_CLIENT_FORM: Final = {
+    "client_id": {"type": "string"}, "client_secret": {"type": "string"},
+    "client_assertion": {"type": "string", "description": "a JWT signed with the client's key (RFC 7523)"},
+    "client_assertion_type": {"const": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
+}  # fmt: skip
+
+
+def _form(*required: str, **members: Any) -> dict[str, Any]:
+    schema = {"type": "object", "required": list(required), "properties": {**members, **_CLIENT_FORM}}
+    return {"required": True, **_content("application/x-www-form-urlencoded", schema)}
+
+
+def _oauth_errors(*statuses: int) -> dict[str, Any]:
+    """Errors as OAuth says them; what no endpoint of OAuth can answer for is a problem."""
+    errors = {
+        str(status): {
+            "description": _STATUS[status],
+            "content": {JSON: {"schema": _ref("OAuthError")}, PROBLEM: {"schema": _ref("Problem")}},
+        }
+        for status in statuses
+    }
+    return errors | _refusals(408, 413, 431, 500)
+
+
+_TEXT: Final = {"type": "string"}
+POST_TOKEN: Final[Operation] = {
+    "operationId": "token",
+    "tags": ["authority"],
+    "summary": "A trigger token for a client (RFC 6749 section 4.4, RFC 9396)",
+    "security": _CLIENT_OR_FORM,
+    "requestBody": _form(
+        "grant_type", grant_type={"const": "client_credentials"},
+        scope={"type": "string", "description": "job:NAME, several with spaces between; or authorization_details"},
+        authorization_details={"type": "string", "description": "JSON: one object of type job_trigger"},
+        uses={"enum": ["once", "many"]}, lifetime_s={"type": "string", "pattern": "^[0-9]{1,9}$"},
+        idempotency_key=_TEXT, subject=_TEXT,
+    ),
+    "responses": {"200": {"description": "the token", **_content(JSON, _ref("IssuedToken"))},
+                  **_oauth_errors(400, 401, 404, 429, 503)},
+}  # fmt: skip
+POST_INTROSPECT: Final[Operation] = {
+    "operationId": "introspect",
+    "tags": ["authority"],
+    "summary": "Whether a token would be honoured now, and what it says (RFC 7662)",
+    "security": _CLIENT_OR_FORM,
+    "requestBody": _form("token", token=_TEXT, token_type_hint=_TEXT),
+    "responses": {"200": {"description": "`active`, and only for one that is, the rest",
+                          **_content(JSON, {"type": "object", "required": ["active"],
+                                            "properties": {"active": {"type": "boolean"}}})},
+                  **_oauth_errors(400, 401, 429, 503)},
+}  # fmt: skip
+POST_REVOKE: Final[Operation] = {
+    "operationId": "revoke",
+    "tags": ["authority"],
+    "summary": "Take a token of the client's back (RFC 7009)",
+    "security": _CLIENT_OR_FORM,
+    "requestBody": _form("token", token=_TEXT, token_type_hint=_TEXT),
+    "responses": {"200": {"description": "it is not honoured any more, or never was"},
+                  **_oauth_errors(400, 401, 429, 503)},
+}  # fmt: skip
+GET_METADATA: Final[Operation] = {
+    "operationId": "metadata",
+    "tags": ["authority"],
+    "summary": "Where the OAuth endpoints are and what they take (RFC 8414)",
+    "responses": {"200": {"description": "metadata", **_content(JSON, {"type": "object"})}, **_refusals(400, 431, 500)},
+}
+POST_TOKENS: Final[Operation] = {
+    "operationId": "issueToken",
+    "tags": ["authority"],
+    "summary": "Issue a trigger token, as far as the client's roles allow",
+    "security": _CLIENT,
+    "parameters": [_header("Idempotency-Key", "goes into the token", minLength=1, maxLength=256)],
+    "requestBody": {"required": True, **_content(JSON, _ref("TokenWanted"))},
+    "responses": {"201": {"description": "the token, this once", **_content(JSON, {"type": "object"})},
+                  **_oauth_errors(400, 401, 429, 503), **_refusals(403, 404, 415)},
+}  # fmt: skip
+GET_TOKENS: Final[Operation] = {
+    "operationId": "tokens",
+    "tags": ["authority"],
+    "summary": "The client's tokens that may still be out, by fingerprint",
+    "security": _CLIENT,
+    "parameters": [
+        {"name": name, "in": "query", "schema": _TEXT, "description": f"only of this {name}"}
+        for name in ("job", "subject", "class")
+    ],
+    "responses": {"200": {"description": "newest first; `more` when some were left out", **_content(JSON, {
+        "type": "object", "required": ["tokens", "more"],
+        "properties": {"tokens": {"type": "array", "items": _ref("ListedToken")}, "more": {"type": "boolean"}},
+    })}, **_oauth_errors(400, 401, 429, 503)},
+}  # fmt: skip
+POST_REVOCATIONS: Final[Operation] = {
+    "operationId": "addRevocation",
+    "tags": ["authority"],
+    "summary": "Take back one token of the client's, or all that speak for it",
+    "security": _CLIENT,
+    "requestBody": {"required": True, **_content(JSON, _ref("RevocationWanted"))},
+    "responses": {"201": {"description": "gates honour it within a second", **_content(JSON, {"type": "object"})},
+                  **_oauth_errors(400, 401, 429, 503), **_refusals(403, 415)},
+}  # fmt: skip
 GET_DOCUMENT: Final[Operation] = {
     "operationId": "document",
     "tags": ["documents"],
@@ -192,7 +295,8 @@ def document(app: Litestar) -> dict[str, Any]:
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a trigger token"}
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a trigger token"},
+                "client": {"type": "http", "scheme": "basic", "description": "an identity and its secret"},
             },
         },
     }
@@ -209,10 +313,20 @@ def described_routes(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler
 
 
 def _schemas() -> dict[str, Any]:
-    _, made = msgspec.json.schema_components([Receipt, Explanation], ref_template=_COMPONENTS + "{name}")
+    kinds = [Receipt, Explanation, TokenWanted, RevocationWanted, ListedToken]
+    _, made = msgspec.json.schema_components(kinds, ref_template=_COMPONENTS + "{name}")
     text = {"type": "string"}
     return {
         **made,
+        "OAuthError": {
+            "type": "object", "required": ["error", "error_description"],
+            "properties": {"error": text, "error_description": text, "reason": text},
+        },
+        "IssuedToken": {
+            "type": "object", "required": ["access_token", "token_type", "expires_in", "authorization_details"],
+            "properties": {"access_token": text, "token_type": {"const": "Bearer"}, "expires_in": {"type": "integer"},
+                           "scope": text, "authorization_details": {"type": "array"}},
+        },
         "Problem": problems.SCHEMA,
         "Taken": {
             "type": "object",

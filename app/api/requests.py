@@ -75,20 +75,25 @@ async def object_of(headers: Headers, receive: Receive, max_bytes: int) -> dict[
     """The body as one strict JSON object, read by the gate's own parser; no body is an object without members."""
     if "content-encoding" in headers or not _PLAIN_JSON.fullmatch(headers.get("content-type", JSON)):
         raise Problem("media_type_unsupported")
-    length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > max_bytes:
-        raise Problem("record_too_large", f"a body may have {max_bytes} bytes")
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            raw = await _read(receive, max_bytes)
-    except TimeoutError:
-        raise Problem("body_too_slow") from None
+    raw = await body_of(headers, receive, max_bytes)
     if not raw:
         return {}
     try:
         return loads_object(raw)
     except JSONRefused as refused:
         raise Problem(refused.record_code, refused.detail) from None
+
+
+async def body_of(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
+    """The body, whole, in time and within its limit."""
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length) > max_bytes:
+        raise Problem("record_too_large", f"a body may have {max_bytes} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read(receive, max_bytes)
+    except TimeoutError:
+        raise Problem("body_too_slow") from None
 
 
 async def _read(receive: Receive, max_bytes: int) -> bytes:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+from app.api.clients import Clients
+from app.api.issuing import Issuing
 from app.api.keys import PublicKeys
 from app.api.publisher import Publisher
 from app.api.receipts import Receipts
 from app.api.search import Search
+from app.authority.rights import Rights
 from app.config import Settings
 from app.stream.cluster import Cluster
 from app.stream.inquiry import connected
@@ -17,17 +21,23 @@ from app.stream.tables import Tables
 from app.stream.topic_check import Deployment
 from app.stream.topics import Topic
 
+TOKEN: Final = "/oauth/token"  # noqa: S105 - a path
+
 
 class Service:
     """One process's. It keeps nothing that is not on a topic: another instance answers alike."""
 
-    def __init__(self, settings: Settings, found: Deployment, cluster: Cluster, tables: Tables) -> None:
-        prefix = settings.kafka.prefix
+    def __init__(self, settings: Settings, found: Deployment, cluster: Cluster, tables: Tables, rights: Rights) -> None:
+        prefix, serve = settings.kafka.prefix, settings.serve
         self.settings, self.cluster, self.tables = settings, cluster, tables
         self.keys = PublicKeys(settings.issuer.jwks_file)
         self.publisher = Publisher(settings)
         self.receipts = Receipts(cluster, Topic.RECEIPTS.named(prefix), found.lanes, settings.serve.receipts_kept)
         self.search = Search(self.receipts, Topic.TRIGGERS.named(prefix))
+        named = {settings.issuer.issuer} | ({serve.public_url, serve.public_url + TOKEN} if serve.public_url else set())
+        self.clients = Clients(rights, settings.issuer.issuer, frozenset(named), settings.gate.grace_s)
+        self.issuing = Issuing(settings, cluster, rights) if serve.issues else None
+        self.clients.on_failure = self.issuing.unauthenticated if self.issuing is not None else None
         self.stopping = asyncio.Event()
 
     def ready(self) -> tuple[bool, str]:
@@ -39,7 +49,10 @@ class Service:
 
     async def ended(self) -> None:
         """Wait for what never ends but by an error, and raise that."""
-        followers = [asyncio.create_task(each.ended()) for each in (self.tables, self.receipts)]
+        ends = [self.tables.ended(), self.receipts.ended()]
+        if self.issuing is not None:
+            ends.append(self.issuing.ended())
+        followers = [asyncio.create_task(each) for each in ends]
         try:
             done, _ = await asyncio.wait(followers, return_when=asyncio.FIRST_COMPLETED)
             for each in done:
@@ -52,12 +65,17 @@ class Service:
 @asynccontextmanager
 async def serving(settings: Settings, found: Deployment) -> AsyncIterator[Service]:
     """A service that has read what it needs. Raises KafkaError when Kafka does not answer."""
-    async with connected(settings, found) as (cluster, tables):
-        service = Service(settings, found, cluster, tables)
+    rights = Rights()
+    async with connected(settings, found, rights.apply) as (cluster, tables):
+        service = Service(settings, found, cluster, tables, rights)
         try:
             await service.receipts.start()
             await service.publisher.start()
+            if service.issuing is not None:
+                await service.issuing.start()
             yield service
         finally:
             await service.publisher.stop()
+            if service.issuing is not None:
+                await service.issuing.stop()
             await service.receipts.stop()

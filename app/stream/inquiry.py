@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiokafka.errors import KafkaError
@@ -44,8 +44,10 @@ def empty_world(settings: Settings, found: Deployment) -> World:
 
 
 @contextlib.asynccontextmanager
-async def connected(settings: Settings, found: Deployment) -> AsyncIterator[tuple[Cluster, Tables]]:
-    """A cluster and its tables as they are now."""
+async def connected(
+    settings: Settings, found: Deployment, *watchers: Callable[[bytes, bytes | None], object]
+) -> AsyncIterator[tuple[Cluster, Tables]]:
+    """A cluster and its tables as they are now; `watchers` are told of each record of the registry."""
     prefix, gate = settings.kafka.prefix, settings.gate
     cluster = Cluster(
         settings.kafka, [topic.named(prefix) for topic in Topic], transaction_timeout_ms=gate.transaction_timeout_ms,
@@ -55,6 +57,7 @@ async def connected(settings: Settings, found: Deployment) -> AsyncIterator[tupl
         cluster, (Topic.REGISTRY.named(prefix), 0), (Topic.REVOCATIONS.named(prefix), 0), JwksFollower(settings),
         empty_world(settings, found), gate.max_staleness_ms / 1000,
     )  # fmt: skip
+    tables.watchers.extend(watchers)
     await cluster.start()
     try:
         await tables.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -49,6 +50,7 @@ class Tables:
         self._world = world
         self._ring_version = -1
         self._task: asyncio.Task[None] | None = None
+        self.watchers: list[Callable[[bytes, bytes | None], object]] = []  # told of each record of the registry
 
     @property
     def world(self) -> World:
@@ -139,6 +141,9 @@ class Tables:
                     await self._wake.wait()
 
     def _apply(self, topic: Topic, record: ReadRecord) -> None:
+        if topic is Topic.REGISTRY:
+            for watch in self.watchers:
+                watch(record.key or b"", record.value)
         complaint = self._apply_registry(record) if topic is Topic.REGISTRY else self._apply_revocation(record)
         if complaint is not None:
             log.error(Event.TABLE_RECORD_BAD, topic=topic.value, offset=record.offset, why=complaint)

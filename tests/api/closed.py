@@ -12,6 +12,7 @@ from typing import Any
 from app.api import server
 from app.api.application import internal, public
 from app.api.service import Service
+from app.authority.rights import Rights
 from app.config import Issuer, Kafka, Serve, Settings
 from app.stream.cluster import Cluster
 from app.stream.inquiry import empty_world
@@ -52,7 +53,7 @@ def unconnected(directory: Path, **serve: Any) -> Service:
     tables = Tables(
         cluster, ("registry", 0), ("revocations", 0), JwksFollower(settings), empty_world(settings, found), 1.0
     )
-    return Service(settings, found, cluster, tables)
+    return Service(settings, found, cluster, tables, Rights())
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from tests.api.closed import Closed, closed_door
 ROUTES = {
     ("post", "/v1/triggers"), ("post", "/v1/triggers/{job}"), ("get", "/v1/receipts/{trigger_id}"),
     ("get", "/v1/receipts/stream"), ("post", "/v1/explain"), ("get", "/.well-known/jwks.json"),
-    ("get", "/openapi.json"), ("get", "/docs"),
+    ("get", "/openapi.json"), ("get", "/docs"), ("post", "/oauth/token"), ("post", "/oauth/introspect"),
+    ("post", "/oauth/revoke"), ("get", "/.well-known/oauth-authorization-server"), ("post", "/v1/tokens"),
+    ("get", "/v1/tokens"), ("post", "/v1/revocations"),
 }  # fmt: skip
 
 

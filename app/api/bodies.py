@@ -1,0 +1,45 @@
+"""The bodies of requests about tokens and of their answers, as types."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from app.gate.claims import Uses
+
+
+class TokenWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked for. There is no default lifetime: who asks says how long."""
+
+    jobs: list[str]
+    lifetime_s: int
+    uses: Uses = "once"
+    subject: str | None = None
+    params: dict[str, Any] = {}
+    params_sha256: str | None = None
+    idempotency_key: str | None = None
+
+
+class RevocationWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One token, or all that speak for the client itself."""
+
+    selector: Literal["jti", "subject"]
+    value: str
+    reason: str = ""
+
+
+class ListedToken(msgspec.Struct, frozen=True):
+    """A token that may still be out; never the token."""
+
+    token_fingerprint: str
+    jti: str
+    identity: str
+    subject: str
+    org_id: str
+    token_class: str
+    uses: str | None
+    jobs: tuple[str, ...]
+    issued_at_ms: int
+    expires_at_s: int
+    revoked: bool

@@ -1,0 +1,153 @@
+"""Who asks for tokens: a client proves to be an identity by its secret or by an assertion signed with its key.
+
+A name nobody has and a wrong secret cost the same and are told alike. Whoever fails often waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+from litestar import Request
+
+from app.api.forms import Form, OAuthError
+from app.api.requests import Headers
+from app.authority.assertion import check_assertion, named_by
+from app.authority.identities import Identity, check_secret
+from app.authority.rights import Rights
+
+ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+FAILURES_MAX: Final = 10  # of one address with one name, within the window
+WINDOW_S: Final = 60.0
+REMEMBERED_MAX: Final = 50_000  # addresses and names; and assertions
+HASHES_AT_ONCE: Final = 2  # each takes 16 MiB and some 50 ms of a core
+HASHES_WAITING_MAX: Final = 64
+
+
+class Client(NamedTuple):
+    """An identity and the credential that proved it."""
+
+    identity: Identity
+    credential_id: str
+
+
+class Presented(NamedTuple):
+    """What a request shows to prove its client; nothing of it is verified."""
+
+    claimed: str
+    unverified_secret: str | None
+    unverified_assertion: str | None
+
+
+class Clients:
+    """Authenticates clients for one process."""
+
+    def __init__(self, rights: Rights, issuer: str, audiences: frozenset[str], grace_s: int) -> None:
+        self._rights, self._issuer, self._audiences, self._grace_s = rights, issuer, audiences, grace_s
+        self._failures: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
+        self._shown: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._hashing = asyncio.Semaphore(HASHES_AT_ONCE)
+        self._waiting = 0
+        self.on_failure: Callable[[str], Awaitable[None]] | None = None
+
+    async def authenticate(self, request: Request[Any, Any, Any], headers: Headers, form: Form) -> Client:
+        """Raises OAuthError: `invalid_client`, or that it has to wait."""
+        presented = presented_by(headers, form)
+        address = request.client.host if request.client is not None else ""
+        seen = (address, presented.claimed[:256])
+        if self._fails_too_often(seen):
+            raise OAuthError("slow_down", "too many failures: wait a minute", "client_unauthenticated", 429)
+        client = await self._client(presented)
+        if client is None:
+            self._failures.setdefault(seen, []).append(time.monotonic())
+            self._failures.move_to_end(seen)
+            if len(self._failures) > REMEMBERED_MAX:
+                self._failures.popitem(last=False)
+            if self.on_failure is not None:
+                await self.on_failure(presented.claimed)
+            raise _unproven("no such client, or not its credential")
+        return client
+
+    async def _client(self, presented: Presented) -> Client | None:
+        identity = self._rights.known(presented.claimed, self._issuer)
+        now_s = int(time.time())
+        if presented.unverified_assertion is not None:
+            proven = check_assertion(identity, presented.unverified_assertion, self._audiences, now_s, self._grace_s)
+            if proven is None or identity is None or self._was_shown(identity.name, proven.jti, proven.exp, now_s):
+                return None
+            return Client(identity, proven.credential_id)
+        if self._waiting >= HASHES_WAITING_MAX:
+            raise OAuthError("temporarily_unavailable", "too many ask at once", "overloaded", 503)
+        self._waiting += 1
+        try:
+            async with self._hashing:
+                secret = presented.unverified_secret or ""
+                credential = await asyncio.to_thread(check_secret, identity, secret, now_s)
+        finally:
+            self._waiting -= 1
+        return Client(identity, credential.id) if identity is not None and credential is not None else None
+
+    def _fails_too_often(self, seen: tuple[str, str]) -> bool:
+        since = time.monotonic() - WINDOW_S
+        failures = [at for at in self._failures.get(seen, ()) if at > since]
+        if failures:
+            self._failures[seen] = failures
+        else:
+            self._failures.pop(seen, None)
+        return len(failures) >= FAILURES_MAX
+
+    def _was_shown(self, name: str, jti: str, exp: int, now_s: int) -> bool:
+        """An assertion is for one request. This process remembers; another may be shown it once more."""
+        while self._shown and next(iter(self._shown.values())) + self._grace_s < now_s:
+            self._shown.popitem(last=False)
+        if (name, jti) in self._shown:
+            return True
+        if len(self._shown) >= REMEMBERED_MAX:
+            raise OAuthError("temporarily_unavailable", "too many ask at once", "overloaded", 503)
+        self._shown[name, jti] = exp
+        return False
+
+
+def presented_by(headers: Headers, form: Form) -> Presented:
+    """One way to prove it, no more (RFC 6749 section 2.3)."""
+    basic = headers.get("authorization")
+    assertion, secret, client_id = form.get("client_assertion"), form.get("client_secret"), form.get("client_id")
+    if sum(each is not None for each in (basic, assertion, secret)) != 1:
+        raise _unproven("show one credential: a secret or an assertion")
+    if basic is not None:
+        name, secret = _basic(basic)
+    elif assertion is not None:
+        if form.get("client_assertion_type") != ASSERTION_TYPE:
+            raise OAuthError("invalid_request", f"client_assertion_type is not {ASSERTION_TYPE}")
+        name = named_by(assertion) or ""
+    else:
+        name = client_id or ""
+    if client_id is not None and client_id != name:
+        raise _unproven("client_id names another client")
+    return Presented(name, secret, assertion)
+
+
+def _unproven(words: str) -> OAuthError:
+    return OAuthError("invalid_client", words, "client_unauthenticated", 401)
+
+
+def _basic(header: str) -> tuple[str, str]:
+    """Name and secret (RFC 7617). Our names hold colons and our secrets none, so it is split at the last one.
+
+    RFC 6749 section 2.3.1 wants both form-encoded; clients that do not do it send the same for all other characters.
+    """
+    scheme, _, encoded = header.partition(" ")
+    try:
+        if scheme.lower() != "basic":
+            raise ValueError
+        name, colon, secret = base64.b64decode(encoded.strip(), validate=True).decode("utf-8").rpartition(":")
+        if not colon:
+            raise ValueError
+    except ValueError:
+        raise _unproven("the Authorization header is not Basic") from None
+    return unquote(name), unquote(secret)

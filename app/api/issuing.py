@@ -1,0 +1,198 @@
+"""Issuing over HTTP: the rights decide, the record comes before the token, and nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from app.api.clients import Client
+from app.api.problems import Problem
+from app.authority.decide import Allowed, Denied, IssueRequest, may_issue, unauthenticated
+from app.authority.records import Issued, Record, issue_denied, issued
+from app.authority.rights import Rights
+from app.config import Settings
+from app.gate import limits
+from app.gate.claims import Uses
+from app.gate.revocation import Selector, revocation_record
+from app.issuer.keystore import Keystore, KeystoreError
+from app.issuer.mint import Minted, TriggerTokenRequest, issue
+from app.logs import Event, log
+from app.stream.cluster import Cluster
+from app.stream.connect import client_options
+from app.stream.topics import Topic
+
+VIA: Final = "http"
+TAKE_RECORDS: Final = 5_000
+TAKE_BYTES: Final = 16 << 20
+START_TIMEOUT_S: Final = 60.0
+UNAUTHENTICATED_PER_S: Final = 20  # records of clients that proved nothing
+
+
+class Wanted(NamedTuple):
+    """What a client asks for."""
+
+    jobs: tuple[str, ...]
+    uses: Uses
+    lifetime_s: int
+    subject: str | None = None  # None: its own
+    params: Mapping[str, Any] = {}
+    params_sha256: str | None = None
+    idempotency_key: str | None = None
+
+
+class Issuing:
+    """The process's way to tokens: keys, the record of what was issued, and revocations."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, rights: Rights) -> None:
+        self._settings, self._cluster, self.rights = settings, cluster, rights
+        self._store = Keystore(settings.issuer.keys_dir, settings.issuer.jwks_file)
+        self._topic = Topic.ISSUANCE.named(settings.kafka.prefix)
+        self._revocations = Topic.REVOCATIONS.named(settings.kafka.prefix)
+        self._producer: AIOKafkaProducer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._live: dict[str, Issued] = {}  # by jti
+        self._swept_s = 0
+        self._told_of = (0, 0)  # second, and refusals of it that were recorded
+
+    # ── life ──
+
+    async def start(self) -> None:
+        """Returns when every record there is has been read."""
+        producer = AIOKafkaProducer(**client_options(self._settings.kafka), acks="all", enable_idempotence=True)
+        await producer.start()
+        self._producer = producer
+        partition = (self._topic, 0)
+        marks = await self._cluster.watermarks(partition)
+        position = marks.start
+        async with asyncio.timeout(START_TIMEOUT_S):
+            if position < marks.high:
+                async for chunk, position in self._cluster.read(partition, position, marks.high):  # noqa: B007, B020
+                    for record in chunk:
+                        self._take(record.value)
+        self._task = asyncio.create_task(self._follow(position), name="issuance")
+
+    async def ended(self) -> None:
+        """Wait for the follower, which never ends but by an error, and raise that."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def _follow(self, position: int) -> None:
+        wake = asyncio.Event()
+        tail = self._cluster.follow((self._topic, 0), position, wake)
+        try:
+            while True:
+                wake.clear()
+                taken = tail.take(TAKE_RECORDS, TAKE_BYTES)
+                for record in taken:
+                    self._take(record.value)
+                if not taken:
+                    await wake.wait()
+        finally:
+            tail.close()
+
+    def _take(self, value: bytes | None) -> None:
+        """A token that may still be out; refusals and what expired are passed over."""
+        try:
+            record = _decode(value or b"")
+        except msgspec.DecodeError:
+            return
+        now_s = int(time.time())
+        if record.event == "issued" and record.expires_at_s + self._settings.gate.grace_s > now_s:
+            self._live[record.jti] = record
+        if now_s - self._swept_s > 60:
+            self._swept_s = now_s
+            dead = [jti for jti, each in self._live.items() if each.expires_at_s + self._settings.gate.grace_s <= now_s]
+            for jti in dead:
+                del self._live[jti]
+
+    # ── what is asked ──
+
+    def live(self) -> Iterable[Issued]:
+        """Every token that was issued and has not expired; a revoked one is among them."""
+        now_s = int(time.time())
+        return [each for each in self._live.values() if each.expires_at_s > now_s]
+
+    def of(self, jti: str) -> Issued | None:
+        return self._live.get(jti)
+
+    async def issue(self, client: Client, wanted: Wanted) -> Minted | Denied:
+        """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys."""
+        identity, issuer = client.identity, self._settings.issuer
+        request = IssueRequest(
+            wanted.subject or identity.name, identity.org_id, wanted.lifetime_s, wanted.jobs, uses=wanted.uses
+        )
+        allowed = may_issue(identity, self.rights.roles, request)
+        made = self._mint(wanted, request) if isinstance(allowed, Allowed) else allowed
+        now_ms = time.time_ns() // 1_000_000
+        if isinstance(made, Denied):
+            denied = issue_denied(made, request, identity.name, issuer.issuer, VIA, now_ms, authenticated=True)
+            await self._write(self._topic, denied)
+            return made
+        assert isinstance(allowed, Allowed)  # for the type checker  # noqa: S101
+        record = issued(made.claims, made.fingerprint, identity, client.credential_id, allowed.roles, VIA, now_ms)
+        await self._write(self._topic, record)
+        return made
+
+    async def unauthenticated(self, claimed: str) -> None:
+        """Leave the record of a client that proved nothing; a stranger's flood leaves no more than so many a second."""
+        now_ms = time.time_ns() // 1_000_000
+        second = now_ms // 1000
+        self._told_of = (second, self._told_of[1] + 1) if self._told_of[0] == second else (second, 1)
+        if self._told_of[1] > UNAUTHENTICATED_PER_S:
+            return
+        request = IssueRequest(claimed, self._settings.issuer.org_id, None)
+        issuer = self._settings.issuer.issuer
+        record = issue_denied(unauthenticated(), request, claimed, issuer, VIA, now_ms, authenticated=False)
+        await self._write(self._topic, record)
+
+    def _mint(self, wanted: Wanted, request: IssueRequest) -> Minted | Denied:
+        asked = TriggerTokenRequest(
+            issuer=self._settings.issuer.issuer, audience=self._settings.audience, subject=request.subject,
+            org_id=request.org_id, jobs=wanted.jobs, uses=wanted.uses, ttl_s=wanted.lifetime_s, params=wanted.params,
+            params_sha256=wanted.params_sha256, idempotency_key=wanted.idempotency_key,
+        )  # fmt: skip
+        try:
+            made = issue(asked, self._store, int(time.time()))
+        except KeystoreError as error:
+            log.error(Event.SERVE_ERROR, what=f"KeystoreError: {error}")
+            raise Problem("keys_unpublished") from None
+        return made if isinstance(made, Minted) else Denied(made.code, made.sentence)
+
+    async def revoke(self, selector: Selector, value: str, by: str, reason: str) -> dict[str, Any]:
+        """Write a revocation of our own issuer; gates honour it within a second. Raises Problem without Kafka."""
+        now_s, gate = int(time.time()), self._settings.gate
+        since_s = limits.NUMERIC_DATE_MAX_S if selector == "jti" else now_s
+        keep_until_s = now_s + limits.WEBHOOK_LIFETIME_MAX_S + 2 * gate.grace_s + gate.queue_age_cap_s
+        issuer = self._settings.issuer.issuer
+        record = revocation_record(
+            issuer, selector, value, since_s=since_s, reason=reason, by=by, keep_until_s=keep_until_s
+        )
+        await self._write(self._revocations, record)
+        return {"issuer": issuer, "selector": selector, "value": value, "since_s": since_s, "reason": reason, "by": by,
+                "keep_until_s": keep_until_s}  # fmt: skip
+
+    async def _write(self, topic: str, record: Record) -> None:
+        if self._producer is None:
+            raise Problem("kafka_unavailable")
+        try:
+            async with asyncio.timeout(self._settings.serve.publish_timeout_s):
+                await self._producer.send_and_wait(topic, record[1], key=record[0], partition=0)
+        except (TimeoutError, KafkaError, AssertionError) as error:
+            log.error(Event.PUBLISH_FAILED, error=type(error).__name__)
+            raise Problem("outcome_unknown") from None
+
+
+_decode: Final = msgspec.json.Decoder(Issued).decode

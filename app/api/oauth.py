@@ -1,0 +1,211 @@
+"""The OAuth endpoints: a token for a client (RFC 6749 section 4.4), introspection (RFC 7662), revocation (RFC 7009) and
+what says where they are (RFC 8414). What may be issued is decided by `app/authority/`, and by nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, get_args
+
+import orjson
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+
+from app.api import document as described
+from app.api.caller import Caller, verified_as
+from app.api.clients import Client
+from app.api.forms import NO_STORE, Form, OAuthError, form_of, required
+from app.api.issuing import Issuing, Wanted
+from app.api.problems import Problem
+from app.api.requests import answer, headers_of
+from app.api.service import TOKEN, Service
+from app.authority.decide import Denied
+from app.authority.identities import CLIENT_ALGORITHMS
+from app.gate.claims import GRANT_TYPE, Claims, Uses
+from app.gate.quick import TRIGGER_ACTION
+from app.gate.standing import emitter
+from app.gate.strict_json import JSONRefused, loads_object
+from app.issuer.mint import Minted
+
+INTROSPECT, REVOKE = "/oauth/introspect", "/oauth/revoke"
+METADATA: Final = "/.well-known/oauth-authorization-server"
+CLIENT_CREDENTIALS: Final = "client_credentials"
+LIFETIME_DEFAULT_S: Final = 300  # the field's clients do not say; `lifetime_s` does
+JOB_SCOPE: Final = "job:"  # and the job's name: for clients that know scopes and no authorization_details
+AUTH_METHODS: Final = ("client_secret_basic", "client_secret_post", "private_key_jwt")
+_GRANT: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256"))
+_HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+_KNOWN: Final = frozenset((
+    "grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type", "scope",
+    "authorization_details", "uses", "lifetime_s", "idempotency_key", "subject",
+))  # fmt: skip
+
+
+def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
+    """Token, introspection, revocation, metadata."""
+
+    @post(TOKEN, status_code=200, opt=described.operation(described.POST_TOKEN))
+    async def token(request: Request[Any, Any, Any]) -> ASGIResponse:
+        client, form = await _client(service, request)
+        if required(form, "grant_type") != CLIENT_CREDENTIALS:
+            raise OAuthError("unsupported_grant_type", f"grant_type is {CLIENT_CREDENTIALS}")
+        made = await issuing.issue(client, _wanted(form))
+        if isinstance(made, Denied):
+            raise OAuthError("invalid_scope" if form.get("scope") else "access_denied", made.words, made.code)
+        return answer(orjson.dumps(_issued(made)), headers=NO_STORE)
+
+    @post(INTROSPECT, status_code=200, opt=described.operation(described.POST_INTROSPECT))
+    async def introspect(request: Request[Any, Any, Any]) -> ASGIResponse:
+        _, form = await _client(service, request)
+        caller = await _honoured(service, required(form, "token"))
+        body = {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
+        return answer(orjson.dumps(body), headers=NO_STORE)
+
+    @post(REVOKE, status_code=200, opt=described.operation(described.POST_REVOKE))
+    async def revoke(request: Request[Any, Any, Any]) -> ASGIResponse:
+        client, form = await _client(service, request)
+        caller = await _honoured(service, required(form, "token"))
+        if caller is not None:  # one that is not honoured is as good as revoked (RFC 7009 section 2.2)
+            claims, ours = caller.claims, service.settings.issuer.issuer
+            record = issuing.of(claims.jti)
+            owners = {claims.sub, record.identity} if record is not None else {claims.sub}
+            if claims.iss != ours or client.identity.name not in owners:
+                raise OAuthError("unauthorized_client", "the token was not issued to this client")
+            await issuing.revoke("jti", claims.jti, client.identity.name, "revoked by its client")
+        return answer(b"", headers=NO_STORE)
+
+    @get(METADATA, opt=described.operation(described.GET_METADATA))
+    async def metadata(request: Request[Any, Any, Any]) -> ASGIResponse:
+        return answer(orjson.dumps(_metadata(service, request)))
+
+    return [token, introspect, revoke, metadata]
+
+
+async def _client(service: Service, request: Request[Any, Any, Any]) -> tuple[Client, Form]:
+    headers = headers_of(request.scope)
+    form = await form_of(headers, request.receive)
+    return await service.clients.authenticate(request, headers, form), form
+
+
+async def _honoured(service: Service, unverified_token: str) -> Caller | None:
+    """The token, if it would be honoured now. Raises Problem when that cannot be told."""
+    try:
+        verified = await verified_as(service.tables, unverified_token)
+    except Problem as problem:
+        if problem.status == 503:
+            raise
+        return None
+    caller = Caller(verified.claims, emitter(verified.claims))
+    return caller if caller.fault(service.tables.world) is None else None
+
+
+# ── what is asked for ──
+
+
+def _wanted(form: Form) -> Wanted:
+    unknown = next((name for name in form if name not in _KNOWN), None)
+    if unknown is not None:
+        raise OAuthError("invalid_request", "a parameter is unknown")
+    uses = form.get("uses", "once")
+    if uses not in get_args(Uses):
+        raise OAuthError("invalid_request", "uses is once or many")
+    lifetime = form.get("lifetime_s", str(LIFETIME_DEFAULT_S))
+    if not (lifetime.isascii() and lifetime.isdigit() and len(lifetime) < 10):
+        raise OAuthError("invalid_request", "lifetime_s is a number of seconds")
+    grant = _grant(form["authorization_details"]) if "authorization_details" in form else {}
+    jobs = grant.get("jobs", _jobs_of(form.get("scope", "")))
+    return Wanted(
+        tuple(jobs), "many" if uses == "many" else "once", int(lifetime), form.get("subject"), grant.get("params", {}),
+        grant.get("params_sha256"), form.get("idempotency_key"),
+    )  # fmt: skip
+
+
+def _jobs_of(scope: str) -> list[str]:
+    jobs = scope.split()
+    if not all(job.startswith(JOB_SCOPE) for job in jobs):
+        raise OAuthError("invalid_scope", f"a scope is {JOB_SCOPE} and the name of a job")
+    return [job.removeprefix(JOB_SCOPE) for job in jobs]
+
+
+def _grant(text: str) -> dict[str, Any]:
+    """The one grant of authorization_details (RFC 9396), as the token will hold it."""
+    try:
+        # The strict parser reads objects: a list is read as the one member of one.
+        details = loads_object(b'{"details":' + text.encode() + b"}")["details"]
+    except (JSONRefused, UnicodeEncodeError):
+        raise OAuthError("invalid_authorization_details", "not strict JSON") from None
+    if not (isinstance(details, list) and len(details) == 1 and isinstance(details[0], dict)):
+        raise OAuthError("invalid_authorization_details", "not a list of exactly one object")
+    grant: dict[str, Any] = details[0]
+    jobs, params = grant.get("jobs"), grant.get("params", {})
+    if grant.get("type") != GRANT_TYPE or not grant.keys() <= _GRANT:
+        raise OAuthError("invalid_authorization_details", f"not of type {GRANT_TYPE}, or with an unknown member")
+    if grant.get("actions", [TRIGGER_ACTION]) != [TRIGGER_ACTION]:
+        raise OAuthError("invalid_authorization_details", f"actions is [{TRIGGER_ACTION}]")
+    if not (isinstance(jobs, list) and all(isinstance(job, str) for job in jobs) and isinstance(params, dict)):
+        raise OAuthError("invalid_authorization_details", "jobs is a list of names, params an object")
+    if not isinstance(grant.get("params_sha256", ""), str):
+        raise OAuthError("invalid_authorization_details", "params_sha256 is a text")
+    return grant
+
+
+# ── what is told ──
+
+
+def details_of(claims: Claims) -> list[dict[str, Any]]:
+    """A token's grant as authorization_details."""
+    grant: dict[str, Any] = {"type": GRANT_TYPE, "actions": list(claims.grant.actions), "jobs": list(claims.grant.jobs)}
+    if claims.grant.params:
+        grant["params"] = claims.grant.params
+    if claims.grant.params_sha256 is not None:
+        grant["params_sha256"] = claims.grant.params_sha256
+    return [grant]
+
+
+def _issued(made: Minted) -> dict[str, Any]:
+    claims = made.claims
+    return {
+        "access_token": made.token, "token_type": "Bearer", "expires_in": claims.exp - claims.iat,
+        "scope": " ".join(JOB_SCOPE + job for job in claims.grant.jobs), "authorization_details": details_of(claims),
+    }  # fmt: skip
+
+
+def _told(claims: Claims, audience: str) -> dict[str, Any]:
+    return {
+        "active": True, "iss": claims.iss, "sub": claims.sub, "aud": audience, "client_id": claims.sub,
+        "token_type": "Bearer", "jti": claims.jti, "iat": claims.iat, "nbf": claims.nbf, "exp": claims.exp,
+        "scope": " ".join(JOB_SCOPE + job for job in claims.grant.jobs), "org_id": claims.org_id,
+        "class": claims.token_class, "uses": claims.uses, "authorization_details": details_of(claims),
+    }  # fmt: skip
+
+
+def _metadata(service: Service, request: Request[Any, Any, Any]) -> dict[str, Any]:
+    base = service.settings.serve.public_url or _base_of(request)
+    return {
+        "issuer": service.settings.issuer.issuer,
+        "token_endpoint": base + TOKEN,
+        "introspection_endpoint": base + INTROSPECT,
+        "revocation_endpoint": base + REVOKE,
+        "jwks_uri": base + "/.well-known/jwks.json",
+        "response_types_supported": [],
+        "grant_types_supported": [CLIENT_CREDENTIALS],
+        **{
+            f"{endpoint}_endpoint_auth_methods_supported": list(AUTH_METHODS)
+            for endpoint in ("token", "introspection", "revocation")
+        },
+        **{
+            f"{endpoint}_endpoint_auth_signing_alg_values_supported": list(CLIENT_ALGORITHMS)
+            for endpoint in ("token", "introspection", "revocation")
+        },
+        "authorization_details_types_supported": [GRANT_TYPE],
+        "service_documentation": base + "/docs",
+    }
+
+
+def _base_of(request: Request[Any, Any, Any]) -> str:
+    """As the client has addressed us, where no public_url is configured."""
+    host = request.headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        raise Problem("request_malformed", "the Host header names no host")
+    return f"{request.scope['scheme']}://{host}"

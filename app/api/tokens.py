@@ -1,0 +1,113 @@
+"""Tokens and revocations for those who may have them: issue, list what is still out, take back.
+
+A client is authenticated as at the OAuth endpoints, by HTTP Basic. It sees and takes back its own tokens alone: those
+it asked for and those that speak for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+import orjson
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+
+from app.api import document as described
+from app.api.bodies import ListedToken, RevocationWanted, TokenWanted
+from app.api.clients import Client
+from app.api.forms import NO_STORE
+from app.api.issuing import Issuing, Wanted
+from app.api.problems import Problem
+from app.api.requests import answer, headers_of, object_of
+from app.api.service import Service
+from app.authority.decide import Denied
+from app.authority.records import Issued
+from app.gate.claims import Claims, Grant, Uses
+
+TOKENS, REVOCATIONS = "/v1/tokens", "/v1/revocations"
+LISTED_MAX: Final = 1_000
+
+
+def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
+    """Issue, list, revoke."""
+
+    @post(TOKENS, status_code=201, opt=described.operation(described.POST_TOKENS))
+    async def issue(request: Request[Any, Any, Any]) -> ASGIResponse:
+        client, body = await _asked(service, request, TokenWanted)
+        header_key = headers_of(request.scope).get("idempotency-key")
+        if header_key is not None and body.idempotency_key not in (None, header_key):
+            raise Problem("idempotency_key_conflict")
+        made = await issuing.issue(
+            client,
+            Wanted(
+                tuple(body.jobs), body.uses, body.lifetime_s, body.subject, body.params, body.params_sha256,
+                body.idempotency_key if header_key is None else header_key,
+            ),
+        )  # fmt: skip
+        if isinstance(made, Denied):
+            raise Problem("issue_denied", made.words, denial=made.code)
+        claims = made.claims
+        told = {
+            "token": made.token, "token_fingerprint": made.fingerprint, "jti": claims.jti, "subject": claims.sub,
+            "jobs": list(claims.grant.jobs), "uses": claims.uses, "expires_at_s": claims.exp,
+        }  # fmt: skip
+        return answer(orjson.dumps(told), 201, NO_STORE)
+
+    @get(TOKENS, opt=described.operation(described.GET_TOKENS))
+    async def live(request: Request[Any, Any, Any]) -> ASGIResponse:
+        client = await service.clients.authenticate(request, headers_of(request.scope), {})
+        job, subject = request.query_params.get("job"), request.query_params.get("subject")
+        token_class = request.query_params.get("class")
+        found = [
+            each for each in issuing.live()
+            if client.identity.name in (each.identity, each.subject)
+            and (job is None or job in each.jobs) and (subject is None or subject == each.subject)
+            and (token_class is None or token_class == each.token_class)
+        ]  # fmt: skip
+        found.sort(key=lambda each: each.issued_at_ms, reverse=True)
+        rows = [_listed(service, each) for each in found[:LISTED_MAX]]
+        return answer(msgspec.json.encode({"tokens": rows, "more": len(found) > LISTED_MAX}), headers=NO_STORE)
+
+    @post(REVOCATIONS, status_code=201, opt=described.operation(described.POST_REVOCATIONS))
+    async def revoke(request: Request[Any, Any, Any]) -> ASGIResponse:
+        client, body = await _asked(service, request, RevocationWanted)
+        name = client.identity.name
+        record = issuing.of(body.value) if body.selector == "jti" else None
+        own = body.value == name if record is None else name in (record.identity, record.subject)
+        if not own or (body.selector == "jti" and record is None):
+            raise Problem("revocation_denied")
+        told = await issuing.revoke(body.selector, body.value, name, body.reason)
+        return answer(orjson.dumps(told), 201)
+
+    return [issue, live, revoke]
+
+
+async def _asked(service: Service, request: Request[Any, Any, Any], kind: Any) -> tuple[Client, Any]:
+    """The client, and the body as one of our types; a member that is unknown or of another type is refused."""
+    headers = headers_of(request.scope)
+    client = await service.clients.authenticate(request, headers, {})
+    members = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
+    try:
+        return client, msgspec.convert(members, kind)
+    except msgspec.ValidationError as error:
+        raise Problem("request_malformed", _printable(str(error))) from None
+
+
+def _listed(service: Service, each: Issued) -> ListedToken:
+    uses: Uses = each.uses or "once"
+    revoked = service.tables.world.revocations.covers(
+        Claims(
+            each.issuer, each.kid, each.subject, each.org_id, each.jti, each.issued_at_ms // 1000, 0, each.expires_at_s,
+            uses, each.token_class, Grant((), each.jobs, {}),
+        )
+    )  # fmt: skip
+    return ListedToken(
+        each.token_fingerprint, each.jti, each.identity, each.subject, each.org_id, each.token_class, each.uses,
+        each.jobs, each.issued_at_ms, each.expires_at_s, revoked,
+    )  # fmt: skip
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:300])

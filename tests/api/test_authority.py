@@ -1,0 +1,287 @@
+"""The OAuth endpoints and those of tokens, from outside: who gets which token, and loses it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.api.conftest import Deployment
+from tests.cli.program import tollgate
+from tests.support import reader
+from tests.support.doors import Emitter
+from tests.support.issuer import JOB
+
+pytestmark = pytest.mark.broker
+ISSUER = "https://issuer.localhost"
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+
+class Authority:
+    """A deployment whose doors issue; identities are made by its commands."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment, self.url = deployment, deployment.doors[0].url
+
+    def tollgate(self, *words: str) -> str:
+        said = tollgate(self.deployment.env, *words)
+        assert said.code == 0, said.err
+        return said.out.strip()
+
+    def apply(self, command: str, text: str) -> None:
+        file = self.deployment.directory / f"{secrets.token_hex(4)}.toml"
+        file.write_text(text)
+        self.tollgate(command, "apply", str(file))
+
+    def identity(self, jobs: str = JOB, **members: Any) -> tuple[str, str]:
+        """Name and secret of a new identity that may have one-shot and webhook tokens for a job, up to an hour."""
+        named = secrets.token_hex(4)
+        self.apply("policy", f'[roles.r{named}]\nallow = [{{ jobs = ["{jobs}"], max_lifetime_s = 3600 }}]\n')
+        lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in members.items())
+        self.apply("identities", f'[identities."svc:{named}"]\nroles = ["r{named}"]\n{lines}')
+        return f"svc:{named}", self.tollgate("identities", "rotate", f"svc:{named}")
+
+    def issuance(self, identity: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.tollgate("audit", "issuance", "--identity", identity).splitlines()]
+
+    def ask(
+        self, client: tuple[str, str] | None, path: str = "/oauth/token", door: int = 0, **form: str
+    ) -> httpx.Response:
+        form = {"grant_type": "client_credentials"} | form if path == "/oauth/token" else form
+        return httpx.post(self.deployment.doors[door].url + path, data=form, auth=client, timeout=40)
+
+    def token(self, client: tuple[str, str], **form: str) -> str:
+        deadline = time.monotonic() + 10
+        while (answer := self.ask(client, scope=f"job:{JOB}", **form)).status_code == 401:  # not there yet
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert answer.status_code == 200, answer.text
+        token: str = answer.json()["access_token"]
+        return token
+
+
+@pytest.fixture(scope="module")
+def authority(deployment: Deployment) -> Authority:
+    made = Authority(deployment)
+    made.apply(
+        "trust",
+        f'[trust."{ISSUER}"]\njwks = "{deployment.directory}/published.json"\norgs = ["dev"]\nsubjects = ["svc:*"]\n'
+        f'jobs = ["reports/*"]\nmax_lifetime_s = 86400\n',
+    )
+    return made
+
+
+def error(answer: httpx.Response) -> tuple[int, str, str | None]:
+    assert answer.headers["content-type"] == "application/json"
+    return answer.status_code, answer.json()["error"], answer.json().get("reason")
+
+
+def test_a_client_gets_a_token_by_its_secret_and_starts_a_job_with_it(authority: Authority) -> None:
+    client = authority.identity()
+    token = authority.token(client)
+    answer = authority.ask(client, scope=f"job:{JOB}", lifetime_s="60")
+    told = answer.json()
+    assert answer.headers["cache-control"] == "no-store"
+    assert (told["token_type"], told["expires_in"], told["scope"]) == ("Bearer", 60, f"job:{JOB}")
+    emitter = Emitter(authority.url, token)
+    receipt = emitter.decided(JOB)
+    assert receipt["outcome"] == "accepted"
+    assert emitter.decided(JOB, {"n": 1})["reason"] == "token_already_used"
+    issued = authority.issuance(client[0])
+    assert [(each["event"], each["via"], each["identity"]) for each in issued] == [("issued", "http", client[0])] * 2
+    assert token not in json.dumps(issued)
+
+
+def test_a_client_may_show_its_secret_in_the_form_or_an_assertion_once(authority: Authority) -> None:
+    name, secret = authority.identity()
+    authority.token((name, secret))
+    answer = authority.ask(None, scope=f"job:{JOB}", client_id=name, client_secret=secret)
+    assert answer.status_code == 200, answer.text
+    private = ec.generate_private_key(ec.SECP256R1())
+    public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key()))
+    file = authority.deployment.directory / "client.json"
+    file.write_text(json.dumps({"keys": [{"kid": "c1", "alg": "ES256", "use": "sig"} | public]}))
+    authority.tollgate("identities", "rotate", name, "--jwks", str(file))
+
+    def assertion(**changed: Any) -> dict[str, str]:
+        now_s = int(time.time())
+        claims = {"iss": name, "sub": name, "aud": ISSUER, "jti": secrets.token_hex(8), "iat": now_s, "exp": now_s + 60}
+        text = jwt.encode(claims | changed, private, "ES256", headers={"kid": "c1"})
+        return {"client_assertion": text, "client_assertion_type": ASSERTION_TYPE}
+
+    deadline = time.monotonic() + 10
+    while authority.ask(None, scope=f"job:{JOB}", **assertion()).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    shown = assertion()
+    assert authority.ask(None, scope=f"job:{JOB}", **shown).status_code == 200
+    assert error(authority.ask(None, scope=f"job:{JOB}", **shown)) == (401, "invalid_client", "client_unauthenticated")
+    wrong = assertion(aud="https://elsewhere")
+    assert error(authority.ask(None, scope=f"job:{JOB}", **wrong)) == (401, "invalid_client", "client_unauthenticated")
+
+
+def test_a_standard_client_library_gets_a_token_and_triggers_a_job_with_it(authority: Authority) -> None:
+    from authlib.integrations.httpx_client import OAuth2Client
+
+    name, secret = authority.identity()
+    authority.token((name, secret))
+    metadata = httpx.get(f"{authority.url}/.well-known/oauth-authorization-server").json()
+    for method in ("client_secret_basic", "client_secret_post"):
+        assert method in metadata["token_endpoint_auth_methods_supported"]
+        with OAuth2Client(name, secret, token_endpoint_auth_method=method, scope=f"job:{JOB}") as client:
+            client.fetch_token(metadata["token_endpoint"], grant_type="client_credentials")
+            answer = client.post(
+                f"{authority.url}/v1/triggers/{JOB}", json={}, headers={"prefer": "wait=25"}, timeout=40
+            )
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["outcome"] == "accepted"
+
+
+def test_wrong_secrets_and_unknown_clients_are_told_alike_and_then_have_to_wait(authority: Authority) -> None:
+    name, secret = authority.identity()
+    authority.token((name, secret))
+    wrong, unknown = authority.ask((name, secret[:-3] + "AAA")), authority.ask((f"{name}-x", secret))
+    assert error(wrong) == error(unknown) == (401, "invalid_client", "client_unauthenticated")
+    assert wrong.text == unknown.text
+    assert wrong.headers["www-authenticate"].startswith("Basic")
+    statuses = [authority.ask((f"{name}-x", "x")).status_code for _ in range(12)]
+    assert statuses == sorted(statuses)
+    assert statuses[-1] == 429
+    assert authority.ask((name, secret), scope=f"job:{JOB}").status_code == 200  # others are not kept waiting
+    denied = authority.issuance(f"{name}-x")
+    assert {(each["reason"], each["authenticated"]) for each in denied} == {("client_unauthenticated", False)}
+
+
+def test_roles_decide_and_a_changed_policy_is_obeyed_without_a_restart(authority: Authority) -> None:
+    client = authority.identity()
+    authority.token(client)
+    refused = authority.ask(client, scope="job:reports/other")
+    assert error(refused) == (400, "invalid_scope", "job_not_granted")
+    assert authority.issuance(client[0])[-1]["reason"] == "job_not_granted"
+    assert error(authority.ask(client, scope=f"job:{JOB}", lifetime_s="7200"))[2] == "lifetime_not_granted"
+    assert error(authority.ask(client))[2] == "scope_too_broad"
+    role = client[0].replace("svc:", "r")
+    authority.apply("policy", f'[roles.{role}]\nallow = [{{ jobs = ["reports/*"], max_lifetime_s = 3600 }}]\n')
+    deadline = time.monotonic() + 10
+    while authority.ask(client, scope="job:reports/other").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("form", "code"),
+    [
+        ({"grant_type": "password"}, "unsupported_grant_type"), ({"scope": "read"}, "invalid_scope"),
+        ({"uses": "thrice"}, "invalid_request"), ({"lifetime_s": "-1"}, "invalid_request"), ({"x": "1"}, "invalid_request"),
+        ({"authorization_details": "[]"}, "invalid_authorization_details"),
+        ({"authorization_details": '[{"type":"payment"}]'}, "invalid_authorization_details"),
+        ({"authorization_details": '[{"type":"job_trigger","jobs":["a"],"jobs":["b"]}]'}, "invalid_authorization_details"),
+    ],
+)  # fmt: skip
+def test_a_malformed_request_is_refused_in_the_words_of_oauth(
+    authority: Authority, form: dict[str, str], code: str, one: tuple[str, str]
+) -> None:
+    answer = authority.ask(one, **form)
+    assert (answer.status_code, answer.json()["error"]) == (400, code)
+
+
+@pytest.fixture(scope="module")
+def one(authority: Authority) -> tuple[str, str]:
+    """A client that is there."""
+    client = authority.identity()
+    authority.token(client)
+    return client
+
+
+def test_a_grant_says_what_the_token_fixes(authority: Authority, one: tuple[str, str]) -> None:
+    grant = [{"type": "job_trigger", "actions": ["106-Trigger"], "jobs": [JOB], "params": {"region": "eu"}}]
+    answer = authority.ask(one, authorization_details=json.dumps(grant), uses="many", idempotency_key="k-1")
+    assert answer.json()["authorization_details"] == grant
+    receipt = Emitter(authority.url, answer.json()["access_token"]).decided(JOB, {"region": "us"})
+    assert receipt["reason"] == "param_conflict"
+
+
+def test_introspection_tells_of_a_live_token_and_nothing_of_any_other(
+    authority: Authority, one: tuple[str, str]
+) -> None:
+    token = authority.token(one)
+    told = authority.ask(one, "/oauth/introspect", token=token).json()
+    assert told["active"] is True
+    assert (told["sub"], told["iss"], told["scope"]) == (one[0], ISSUER, f"job:{JOB}")
+    assert token not in json.dumps(told)
+    expired = authority.deployment.issuer.token(iat=1_600_000_000, nbf=1_600_000_000, exp=1_600_000_600)
+    for dead in ("x", token[:-4] + "AAAA", expired, "a.b.c"):
+        assert authority.ask(one, "/oauth/introspect", token=dead).json() == {"active": False}
+    assert authority.ask(None, "/oauth/introspect", token=token).status_code == 401
+    assert authority.ask(one, "/oauth/introspect").json()["error"] == "invalid_request"
+
+
+def test_a_client_takes_its_own_token_back_and_no_others(authority: Authority, one: tuple[str, str]) -> None:
+    mine, theirs = authority.token(one, uses="many"), authority.token(authority.identity(), uses="many")
+    assert Emitter(authority.url, mine).decided(JOB)["outcome"] == "accepted"
+    assert error(authority.ask(one, "/oauth/revoke", token=theirs))[:2] == (400, "unauthorized_client")
+    for _ in range(2):  # again is as good (RFC 7009 section 2.2)
+        answer = authority.ask(one, "/oauth/revoke", token=mine)
+        assert (answer.status_code, answer.content) == (200, b"")
+        deadline = time.monotonic() + 5
+        while authority.ask(one, "/oauth/introspect", token=mine, door=1).json()["active"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert authority.ask(one, "/oauth/revoke", token="nonsense").status_code == 200
+    assert Emitter(authority.url, mine).decided(JOB)["reason"] == "token_revoked"
+    assert Emitter(authority.url, theirs).decided(JOB)["outcome"] == "accepted"
+
+
+def test_tokens_are_issued_listed_by_fingerprint_and_taken_back(authority: Authority) -> None:
+    client = authority.identity()
+    authority.token(client)
+    url = f"{authority.url}/v1/tokens"
+    body = {"jobs": [JOB], "lifetime_s": 600, "uses": "once"}
+    answer = httpx.post(url, json=body, auth=client, headers={"idempotency-key": "order-9"}, timeout=40)
+    assert answer.status_code == 201, answer.text
+    told = answer.json()
+    assert jwt.decode(told["token"], options={"verify_signature": False})["idempotency_key"] == "order-9"
+    rows = []
+    deadline = time.monotonic() + 10
+    while told["jti"] not in [row["jti"] for row in rows]:
+        assert time.monotonic() < deadline
+        listed = httpx.get(
+            url.replace(authority.url, authority.deployment.doors[1].url), params={"job": JOB}, auth=client
+        )
+        rows = listed.json()["tokens"]
+    assert told["token"] not in listed.text
+    row = next(row for row in rows if row["jti"] == told["jti"])
+    assert (row["token_fingerprint"], row["identity"], row["revoked"]) == (told["token_fingerprint"], client[0], False)
+    assert httpx.get(url, params={"job": "reports/none"}, auth=client).json() == {"tokens": [], "more": False}
+    revocations = f"{authority.url}/v1/revocations"
+    other = authority.identity()
+    authority.token(other)
+    asked = {"selector": "jti", "value": told["jti"]}
+    assert httpx.post(revocations, json=asked, auth=other).json()["reason"] == "revocation_denied"
+    assert httpx.post(revocations, json=asked, auth=client).status_code == 201
+    receipt = Emitter(authority.url, told["token"]).decided(JOB)
+    assert receipt["reason"] == "token_revoked"
+    refused = httpx.post(url, json=body | {"jobs": ["reports/other"]}, auth=client)
+    assert (refused.status_code, refused.json()["reason"], refused.json()["denial"]) == (
+        403,
+        "issue_denied",
+        "job_not_granted",
+    )
+    unknown = httpx.post(url, json=body | {"ttl": 1}, auth=client)
+    assert (unknown.status_code, unknown.json()["reason"]) == (400, "request_malformed")
+
+
+def test_no_token_and_no_secret_is_on_the_topics_of_the_authority(authority: Authority, one: tuple[str, str]) -> None:
+    token = authority.token(one)
+    for topic in ("issuance", "registry", "revocations"):
+        for read in reader.read_topic(authority.deployment.bootstrap, authority.deployment.prefix + topic).records:
+            assert token.rpartition(".")[2].encode() not in (read.value or b"")
+            assert one[1].encode() not in (read.value or b"")
+    for door in authority.deployment.doors:
+        assert one[1] not in door.log_file.read_text()

@@ -1,0 +1,99 @@
+"""How a client proves who it is: one way, told alike when it fails, and not for ever."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.api import clients
+from app.api.clients import Clients, Presented, presented_by
+from app.api.forms import OAuthError
+from app.authority.identities import Identity, identity_key, keep_secret, secret_text
+from app.authority.rights import Rights
+
+ISSUER = "https://issuer.example"
+SECRET = secret_text("00" * 8, bytes(32))
+
+
+class Asking:
+    """As much of a request as is looked at."""
+
+    def __init__(self, address: str = "192.0.2.1") -> None:
+        self.client = type("Address", (), {"host": address})()
+
+
+def basic(name: str, secret: str) -> dict[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()}
+
+
+@pytest.fixture
+def known() -> Clients:
+    identity = Identity("svc:ci", 1, "service", ISSUER, "acme", credentials=(keep_secret(SECRET, bytes(16), 0),))
+    rights = Rights.of({identity_key("svc:ci"): msgspec.json.encode(identity)})
+    return Clients(rights, ISSUER, frozenset({ISSUER}), 60)
+
+
+async def told(known: Clients, headers: dict[str, str], asking: Any = None, **form: str) -> str | tuple[int, str, str]:
+    try:
+        return (await known.authenticate(asking or Asking(), headers, form)).identity.name
+    except OAuthError as error:
+        return error.status, error.error, error.description
+
+
+async def test_a_secret_proves_its_client_however_its_name_is_encoded(known: Clients) -> None:
+    assert await told(known, basic("svc:ci", SECRET)) == "svc:ci"
+    assert await told(known, basic("svc%3Aci", SECRET)) == "svc:ci"
+    assert await told(known, {}, client_id="svc:ci", client_secret=SECRET) == "svc:ci"
+
+
+async def test_whatever_is_wrong_is_told_alike(known: Clients) -> None:
+    failed = {
+        await told(known, basic("svc:ci", SECRET[:-1])), await told(known, basic("svc:nobody", SECRET)),
+        await told(known, basic("", "")), await told(known, {}, client_id="svc:ci", client_secret="x"),
+        await told(known, {}, client_assertion="x", client_assertion_type=clients.ASSERTION_TYPE),
+    }  # fmt: skip
+    assert failed == {(401, "invalid_client", "no such client, or not its credential")}
+
+
+@pytest.mark.parametrize(
+    ("headers", "form"),
+    [
+        ({}, {}), ({}, {"client_id": "svc:ci"}), ({"authorization": "Bearer x"}, {}), ({"authorization": "Basic ?"}, {}),
+        ({"authorization": "Basic YQ=="}, {}), (basic("svc:ci", SECRET), {"client_secret": SECRET}),
+        (basic("svc:ci", SECRET), {"client_id": "svc:other"}), ({}, {"client_secret": "x", "client_assertion": "y"}),
+    ],
+)  # fmt: skip
+def test_one_way_to_prove_it_and_no_other(headers: dict[str, str], form: dict[str, str]) -> None:
+    with pytest.raises(OAuthError) as refused:
+        presented_by(headers, form)
+    assert (refused.value.status, refused.value.error) == (401, "invalid_client")
+
+
+def test_a_secret_may_hold_no_colon_so_a_name_may() -> None:
+    assert presented_by(basic("svc:team:ci", SECRET), {}) == Presented("svc:team:ci", SECRET, None)
+
+
+async def test_who_fails_often_waits_and_nobody_else_does(known: Clients) -> None:
+    for _ in range(clients.FAILURES_MAX):
+        assert (await told(known, basic("svc:ci", "wrong")))[0] == 401
+    assert (await told(known, basic("svc:ci", SECRET)))[:2] == (429, "slow_down")
+    assert await told(known, basic("svc:ci", SECRET), Asking("192.0.2.2")) == "svc:ci"
+    known._failures[("192.0.2.1", "svc:ci")] = [0.0] * clients.FAILURES_MAX  # long ago
+    assert await told(known, basic("svc:ci", SECRET)) == "svc:ci"
+
+
+async def test_a_refusal_costs_one_hash_whether_or_not_the_client_exists(
+    known: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.authority import identities
+
+    hashed: list[int] = []
+    scrypt = identities._scrypt
+    monkeypatch.setattr(identities, "_scrypt", lambda *given: hashed.append(1) or scrypt(*given))
+    for headers in (basic("svc:ci", "wrong"), basic("svc:nobody", "wrong"), basic("svc:nobody", SECRET)):
+        hashed.clear()
+        assert (await told(known, headers))[0] == 401
+        assert len(hashed) == 1
