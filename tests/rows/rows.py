@@ -60,6 +60,21 @@ ROWS: dict[str, Row] = {
         T, "test_what_a_token_fixes_is_never_what_the_payload_says", "test_a_parameter_named_twice_is_refused",
         "test_an_equal_value_is_no_conflict_and_a_missing_one_is_filled_in",
     ),
+    "P-04": Row((
+        "/api/test_triggers.py::test_the_same_token_and_event_get_the_same_receipt_by_kafka_and_by_http",
+        "/api/test_triggers.py::test_the_door_publishes_what_the_command_publishes",
+    ), note="Kafka and HTTP; receipts hold no `via`"),
+    "P-07": Row((
+        "/api/test_triggers.py::test_a_trigger_is_acknowledged_with_its_id_and_where_its_receipt_will_be",
+        "/api/test_triggers.py::test_a_refusal_is_a_problem_with_the_status_of_its_reason",
+        "/api/test_triggers.py::test_retries_with_one_idempotency_key_make_one_run",
+    )),
+    "X-11": Row((
+        "/api/test_authority.py::test_introspection_tells_of_a_live_token_and_nothing_of_any_other",
+        "/api/test_authority.py::test_a_client_takes_its_own_token_back_and_no_others",
+    )),
+    "X-14": Row(("/api/test_authority.py::test_a_grant_says_what_the_token_fixes",)),
+    "X-22": Row(("/api/test_triggers.py::test_the_same_token_and_event_get_the_same_receipt_by_kafka_and_by_http",)),
     "T-20": _in(
         T, "test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked",
         "test_the_gate_refuses_a_lifetime_that_is_missing_or_above_the_cap_whoever_signed_it", note="counted from the audit",
@@ -200,7 +215,7 @@ ROWS: dict[str, Row] = {
         K, "test_a_storm_of_unknown_kids_costs_its_issuer_one_fetch", "test_the_last_good_set_serves_while_its_issuer_is_down",
         "test_a_set_that_cannot_be_used_leaves_the_last_good_one",
         reduced="100,000 unknown kids → 2,000: each is a record through a running gate",
-        note="the client's side: JWK Sets from a file and over HTTPS; there is no endpoint yet",
+        note="the endpoint: tests/api/test_running.py",
     ),
     "K-04": _in(
         K, "test_no_good_token_is_rejected_while_keys_rotate_under_load",

@@ -50,6 +50,8 @@ def found(
 class GateProcess:
     """One gate; may be killed and started again with the same state directory."""
 
+    words: Sequence[str] = ("gate", "--workers", "1")
+
     def __init__(self, name: str, directory: Path, env: dict[str, str], command: Sequence[str] = COMMAND) -> None:
         self.name, self.starts = name, 0
         self._command = command
@@ -71,7 +73,7 @@ class GateProcess:
         self.starts += 1
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._command, "gate", "--workers", "1"],
+                [*self._command, *self.words],
                 env=self._env,
                 cwd=self._directory,
                 stdout=log,

@@ -1,0 +1,168 @@
+"""The door as a process: told to stop, bereft of Kafka, beside another on one port; and what it never says."""
+
+from __future__ import annotations
+
+import base64
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.local.kafka import LocalKafka
+from tests.api.conftest import Deployment
+from tests.support import reader
+from tests.support.doors import DoorProcess, Emitter
+from tests.support.gates import GateProcess, environment, found
+from tests.support.issuer import JOB, OtherIssuer
+
+pytestmark = pytest.mark.broker
+Make = Callable[..., Emitter]
+
+
+def test_one_told_to_stop_answers_what_is_under_way_and_ends_streams(deployment: Deployment) -> None:
+    deployment.gate.signal(signal.SIGSTOP)  # so that receipts do not come
+    try:
+        door = DoorProcess("stopping", deployment.directory, deployment.env)
+        door.start()
+        door.wait_ready()
+        token = deployment.issuer.token()
+        answers: list[httpx.Response] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(Emitter(door.url, token).trigger(JOB, prefer="wait=25"))
+        )
+        with httpx.stream(
+            "GET", f"{door.url}/v1/receipts/stream", headers={"authorization": f"Bearer {token}"}
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            waiting.start()
+            time.sleep(1)
+            door.signal(signal.SIGTERM)
+            list(lines)
+        waiting.join()
+        assert door.wait() == 0
+        assert [answer.status_code for answer in answers] == [202]
+        assert [event["event"] for event in door.events()][-1] == "serve_stopped"
+    finally:
+        deployment.gate.signal(signal.SIGCONT)
+
+
+def test_two_instances_behind_one_port_answer_alike(deployment: Deployment) -> None:
+    settings = deployment.settings_for(serve__reuse_port="true")
+    first = DoorProcess("first", deployment.directory, settings)
+    first.start()
+    try:
+        first.wait_ready()
+        port = first.url.rpartition(":")[2]
+        second = DoorProcess("second", deployment.directory, settings | {"TOLLGATE_SERVE__PORT": port})
+        second.start()
+        try:
+            second.wait_ready()
+            token = deployment.issuer.token()
+            ids = []
+            for number in range(30):  # each on a connection of its own: the kernel says whose
+                client = Emitter(first.url, token)
+                ids.append(client.decided(JOB, {"n": number})["trigger_id"])
+                client.close()
+            for trigger_id in ids:
+                client = Emitter(first.url, token)
+                assert client.receipt(trigger_id)["outcome"] == "accepted"
+                client.close()
+            for door in (first, second):
+                told = httpx.get(f"{door.internal_url}/metrics").text
+                assert re.search(r'method="POST",route="/v1/triggers/\{job[^"]*",status="200"', told), door.name
+        finally:
+            assert second.stop() == 0
+    finally:
+        assert first.stop() == 0
+
+
+def test_no_token_is_in_any_log_or_metric(deployment: Deployment, emitter: Make) -> None:
+    token = deployment.issuer.token("once")
+    signature = token.rpartition(".")[2]
+    client = emitter(token)
+    client.decided(JOB)
+    client.get("/v1/receipts/0-0")
+    client.get(f"/v1/receipts/{token}")
+    client.get(f"/v1/{token}")
+    client.post("/v1/explain", json={"job": JOB})
+    client.post(f"/v1/triggers/{token}", content=token.encode())
+    client.post("/v1/triggers", content=b"{}", headers={"content-type": token})
+    client.get("/v1/receipts/stream", last_event_id=token)
+    secrets = [signature, signature.encode().hex(), base64.b64encode(signature.encode()).decode()]
+    said = [process.log_file.read_text() for process in (deployment.gate, *deployment.doors)]
+    said += [httpx.get(f"{door.internal_url}/metrics").text for door in deployment.doors]
+    assert all(said)
+    for text in said:
+        assert not [secret for secret in secrets if secret in text]
+
+
+def test_keys_are_on_the_internal_listener_and_on_the_public_one_only_where_they_belong(deployment: Deployment) -> None:
+    for door in deployment.doors:
+        inside = httpx.get(f"{door.internal_url}/internal/jwks/task")
+        assert inside.status_code == 200
+        (key,) = inside.json()["keys"]
+        assert key.keys() == {"kty", "crv", "alg", "use", "kid", "x", "y"}
+        assert "max-age" in inside.headers["cache-control"]
+        assert httpx.get(f"{door.url}/internal/jwks/task").status_code == 404
+        assert httpx.get(f"{door.url}/.well-known/jwks.json").json() == inside.json()
+
+
+@pytest.mark.slow
+def test_without_kafka_triggers_are_refused_and_none_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
+    prefix, issuer = "lone.", OtherIssuer("lone.")
+    with LocalKafka(tmp_path / "kafka") as kafka:
+        port = int(kafka.bootstrap.rpartition(":")[2])
+        found(kafka.bootstrap, prefix, 2, issuer, tmp_path)
+        env = environment(kafka.bootstrap, prefix, serve__publish_timeout_s="1", kafka__request_timeout_ms="2000")
+        door, gate = DoorProcess("door", tmp_path, env), GateProcess("gate", tmp_path, env)
+        door.start()
+        gate.start()
+        door.wait_ready()
+        client, acknowledged = Emitter(door.url, issuer.token()), set()
+        statuses: list[int] = []
+
+        def send(number: int) -> None:
+            answer = client.trigger(JOB, idempotency_key=f"k-{number}")
+            statuses.append(answer.status_code)
+            if answer.status_code == 202:
+                acknowledged.add(answer.json()["trigger_id"])
+            else:
+                assert answer.status_code == 503, answer.text
+                assert answer.json()["reason"] in {"kafka_unavailable", "outcome_unknown", "overloaded"}
+                assert int(answer.headers["retry-after"]) >= 1
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(send, range(100)))
+            sending = [threads.submit(send, number) for number in range(100, 200)]
+            kafka.stop()
+            for each in sending:
+                each.result()
+        send(200)
+        assert statuses[-1] == 503
+        assert httpx.get(f"{door.internal_url}/livez").status_code == 200
+    with LocalKafka(tmp_path / "kafka", port=port) as kafka:
+        deadline = time.monotonic() + 90
+        while client.trigger(JOB, idempotency_key="k-again").status_code != 202:
+            assert door.alive, door.log_file.read_text()
+            assert time.monotonic() < deadline, door.log_file.read_text()
+            time.sleep(0.5)
+        with ThreadPoolExecutor(8) as threads:  # what was refused is sent again with its key
+            list(threads.map(send, range(201)))
+        assert statuses[-201:] == [202] * 201
+        there = {
+            f"{read.partition}-{read.offset}" for read in reader.read_topic(kafka.bootstrap, "lone.triggers").records
+        }
+        assert acknowledged <= there
+        for trigger_id in acknowledged:
+            client.receipt(trigger_id, 60)
+        jobs = reader.read_topic(kafka.bootstrap, "lone.jobs").records
+        assert len(jobs) == 202  # one for each key
+        client.close()
+        assert (door.stop(), gate.stop()) == (0, 0)
