@@ -16,6 +16,7 @@ from confluent_kafka.admin import AclBindingFilter, AclPermissionType
 
 from app.local.secured import add_acls, bindings_of
 from app.stream.access import ROLES, Grant, Operation, Role, grants
+from tests.support.doors import DoorProcess, Emitter
 from tests.support.emitting import trigger
 from tests.support.gates import COMMAND, GateProcess, environment
 from tests.support.issuer import JOB, OtherIssuer
@@ -130,7 +131,7 @@ RUNS: dict[str, tuple[tuple[str, ...], int]] = {
     "topics accept-gap --yes": (("topics", "accept-gap", "0", "--reason", "none", "--yes"), NOTHING),  # takes the lock
     "doctor": (("doctor",), OK),
 }
-RUN_BY_FIXTURES = {"gate", "emit"}
+RUN_BY_FIXTURES = {"gate", "emit", "serve"}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,29 @@ def test_a_command_works_as_the_role_that_runs_it(
     done = programs.run(role, *(word.format(**story) for word in words))
     assert done.returncode == code, (done.stdout, done.stderr)
     assert "allow" not in done.stderr
+
+
+@pytest.mark.parametrize("issues", ["false", "true"])
+def test_the_door_works_as_its_own_role_and_issues_only_as_an_issuer_too(programs: Programs, issues: str) -> None:
+    env = programs.environment(Role.API) | {"TOLLGATE_SERVE__ISSUES": issues}
+    door = DoorProcess(f"door-{issues}", programs.directory, env)
+    door.start()
+    if issues == "true":
+        assert door.wait(60) == NOT_ALLOWED
+        assert "does not allow us this" in door.log_file.read_text()
+        return
+    try:
+        door.wait_ready()
+        emitter = Emitter(door.url, programs.issuer.token())
+        receipt = emitter.decided(JOB, {"n": 1}, idempotency_key="over-http")
+        assert receipt["outcome"] == "accepted"
+        assert emitter.receipt(receipt["trigger_id"]) == receipt
+        told = emitter.post("/v1/explain", json={"job": JOB, "params": {"n": 1}, "idempotency_key": "over-http"}).json()
+        assert (told["outcome"], told["run_id"]) == ("duplicate", receipt["run_id"])
+        assert emitter.get("/v1/tokens").status_code == 404
+        emitter.close()
+    finally:
+        assert door.stop() == 0
 
 
 REFUSALS = [
