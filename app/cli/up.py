@@ -1,4 +1,4 @@
-"""`tollgate up`: everything on one machine, left running: Kafka, topics, keys, sample jobs, a gate."""
+"""`tollgate up`: everything on one machine, left running: Kafka, topics, keys, sample jobs, a gate, the HTTP door."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, NoReturn
 
 import typer
 
@@ -30,6 +30,7 @@ app = common.new_app()
 STATE_DIR: Final = Path(".tollgate")
 KAFKA_PORT: Final = 9092  # where one looks for a Kafka first
 DEFAULT_PROBES_PORT: Final = 9464
+DEFAULT_DOOR_PORT: Final = 8080
 LAST_PORT: Final = 65_535
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 20.0
@@ -45,12 +46,15 @@ Everything is up. In another terminal:
   tollgate emit reports/nightly --param region=eu --token-file t.jwt --wait   # accepted: a job starts
   tollgate emit reports/nightly --param region=eu --token-file t.jwt --wait   # the same again: a duplicate
   tollgate emit reports/nightly --param region=us --token-file t.jwt --wait   # the token used for something else
+  (printf 'authorization: Bearer '; cat t.jwt) > t.header
+  curl -H @t.header -H 'prefer: wait=5' -H 'content-type: application/json' -d '{{"region": "eu"}}' \\
+    {door}/v1/triggers/reports/nightly                                # over HTTP, too: a duplicate
   tollgate jobs tail
   tollgate dead-letters list
   tollgate audit verify
   tollgate doctor
 
-Sample jobs: {jobs}. Gate's log: {log}. Ctrl-C stops everything."""
+The HTTP door is described at {door}/docs. Sample jobs: {jobs}. Logs: {logs}. Ctrl-C stops everything."""
 
 
 @app.command()
@@ -68,7 +72,8 @@ def up(
     """Start the whole stack on this machine and leave it running.
 
     A local Kafka (unless --bootstrap names one), the topics, signing keys,
-    three sample jobs, a gate. Prints what to try next; Ctrl-C stops all.
+    three sample jobs, a gate, the HTTP door. Prints what to try next; Ctrl-C
+    stops all.
 
     Example: tollgate up
     """
@@ -81,17 +86,25 @@ def up(
             settings = common.settings_of(prefix=prefix)
             env.set("TOLLGATE_PREFIX", settings.kafka.prefix)
             _set_up(settings, state.absolute(), lanes)
-            gate = _start_gate(stack, settings, state.absolute() / "gate.log", workers)
-            _await_ready(_probes(common.settings_of(), workers), gate, kafka)
+            parts = [
+                _start_gate(stack, settings, state.absolute() / "gate.log", workers),
+                _start_door(stack, settings, state.absolute() / "serve.log"),
+            ]
+            _await_ready(parts, kafka)
             ready = True
             env.write()
-            jobs, log = _short(state / "jobs.toml"), _short(gate.log_file)
-            common.say(TRY_NEXT.format(env=_short(env.file), jobs=jobs, log=log))
-            _watch(gate, kafka)
+            serve = common.settings_of().serve
+            told = {
+                "env": _short(env.file), "jobs": _short(state / "jobs.toml"),
+                "door": f"http://{_reached_at(serve.host)}:{serve.port}",
+                "logs": ", ".join(_short(part.process.log_file) for part in parts),
+            }  # fmt: skip
+            common.say(TRY_NEXT.format(**told))
+            _watch(parts, kafka)
         except Interrupted as told:
             if not ready:
                 common.fail("stopping before everything is up ...", told.code)
-            common.say("stopping the gate, then Kafka ...")
+            common.say("stopping the door and the gate, then Kafka ...")
     common.say("stopped")
 
 
@@ -205,59 +218,88 @@ def _make_keys(settings: Settings) -> None:
     common.say(f"keys: {_short(settings.issuer.jwks_file)}")
 
 
-def _start_gate(stack: ExitStack, settings: Settings, log_file: Path, workers: int) -> BrokerProcess:
+class _Part(NamedTuple):
+    """One of our programs: what it is called, its process, and where it says whether it is ready."""
+
+    name: str
+    process: BrokerProcess
+    probes: list[str]
+
+
+def _start_gate(stack: ExitStack, settings: Settings, log_file: Path, workers: int) -> _Part:
+    telemetry = settings.telemetry
+    port = _free_ports_from(telemetry.port or DEFAULT_PROBES_PORT, workers, "TOLLGATE_TELEMETRY__PORT")
+    # Not for other terminals: a second gate there needs ports of its own.
+    os.environ["TOLLGATE_TELEMETRY__PORT"] = str(port)
+    process = _start(stack, log_file, "gate", "--workers", str(workers))
+    return _Part("the gate", process, [f"http://{telemetry.host}:{port + index}/readyz" for index in range(workers)])
+
+
+def _start_door(stack: ExitStack, settings: Settings, log_file: Path) -> _Part:
+    serve = settings.serve
+    port = _free_ports_from(serve.port or DEFAULT_DOOR_PORT, 1, "TOLLGATE_SERVE__PORT")
+    internal = _free_ports_from(max(serve.internal_port, port + 1), 1, "TOLLGATE_SERVE__INTERNAL_PORT")
+    os.environ["TOLLGATE_SERVE__PORT"], os.environ["TOLLGATE_SERVE__INTERNAL_PORT"] = str(port), str(internal)
+    process = _start(stack, log_file, "serve")
+    return _Part("the HTTP door", process, [f"http://{serve.internal_host}:{internal}/readyz"])
+
+
+def _reached_at(host: str) -> str:
+    return "localhost" if host in ("0.0.0.0", "::") else host  # noqa: S104 - what is listened on everywhere
+
+
+def _start(stack: ExitStack, log_file: Path, *words: str) -> BrokerProcess:
     from app.local.process import BrokerProcess
 
-    # Not for other terminals: a second gate there needs ports of its own.
-    os.environ["TOLLGATE_TELEMETRY__PORT"] = str(_free_ports_from(settings.telemetry.port, workers))
-    command = [sys.executable, "-m", "app.cli.main", "gate", "--workers", str(workers)]
-    gate = BrokerProcess(command, log_file, tethered=True, inherited=())
+    command = [sys.executable, "-m", "app.cli.main", *words]
+    process = BrokerProcess(command, log_file, tethered=True, inherited=())
 
     def stop() -> None:
-        gate.ask_to_stop()
-        gate.wait_stopped(STOP_TIMEOUT_S)
+        process.ask_to_stop()
+        process.wait_stopped(STOP_TIMEOUT_S)
 
     stack.callback(stop)
-    return gate
+    return process
 
 
-def _free_ports_from(first: int, count: int) -> int:
-    """Where `count` ports in a row are free: another gate may have the usual ones."""
+def _free_ports_from(first: int, count: int, setting: str) -> int:
+    """Where `count` ports in a row are free: another stack may have the usual ones."""
     from app.local.ports import is_free
 
-    starts = range(first or DEFAULT_PROBES_PORT, LAST_PORT - count, count)
+    starts = range(first, LAST_PORT - count, count)
     found = next((start for start in starts if all(is_free(start + n) for n in range(count))), None)
     if found is None:
-        common.fail(f"no {count} free port(s) for the gate's probes from {first} on: set TOLLGATE_TELEMETRY__PORT")
+        common.fail(f"no {count} free port(s) from {first} on: set {setting}")
     return found
 
 
-def _probes(settings: Settings, workers: int) -> list[str]:
-    """Where each worker says whether it is ready."""
-    host, port = settings.telemetry.host, settings.telemetry.port
-    return [f"http://{host}:{port + index}/readyz" for index in range(workers)]
-
-
-def _await_ready(urls: list[str], gate: BrokerProcess, kafka: LocalKafka | None) -> None:
+def _await_ready(parts: list[_Part], kafka: LocalKafka | None) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
-    common.say("starting the gate ...")
-    for url in urls:
-        while not _answers(url):
-            time.sleep(READY_POLL_S)
-            _fail_if_kafka_died(kafka)
-            if not gate.is_alive:
-                common.fail(f"the gate did not start: {gate.cause_of_death()}; its log: {gate.log_file}")
-            if time.monotonic() > deadline:
-                common.fail(f"the gate was not ready within {READY_TIMEOUT_S:.0f} s; its log: {gate.log_file}")
+    common.say("starting the gate and the HTTP door ...")
+    for part in parts:
+        for url in part.probes:
+            while not _answers(url):
+                time.sleep(READY_POLL_S)
+                _fail_if_kafka_died(kafka)
+                _fail_if_ended(parts, "did not start")
+                if time.monotonic() > deadline:
+                    common.fail(
+                        f"{part.name} was not ready within {READY_TIMEOUT_S:.0f} s; its log: {part.process.log_file}"
+                    )
 
 
-def _watch(gate: BrokerProcess, kafka: LocalKafka | None) -> NoReturn:
+def _watch(parts: list[_Part], kafka: LocalKafka | None) -> NoReturn:
     """Until a signal interrupts it, or a part ends by itself."""
     while True:
         time.sleep(WATCH_INTERVAL_S)
         _fail_if_kafka_died(kafka)
-        if not gate.is_alive:
-            common.fail(f"the gate ended: {gate.cause_of_death()}; its log: {gate.log_file}")
+        _fail_if_ended(parts, "ended")
+
+
+def _fail_if_ended(parts: list[_Part], how: str) -> None:
+    for part in parts:
+        if not part.process.is_alive:
+            common.fail(f"{part.name} {how}: {part.process.cause_of_death()}; its log: {part.process.log_file}")
 
 
 def _fail_if_kafka_died(kafka: LocalKafka | None) -> None:

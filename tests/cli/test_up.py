@@ -106,9 +106,10 @@ def test_a_second_one_leaves_the_first_alone_and_sigterm_stops_that_in_order(sta
 
     up.signal(signal.SIGTERM)
     assert up.wait() == 0
-    assert "stopping the gate, then Kafka" in up.said
+    assert "stopping the door and the gate, then Kafka" in up.said
     assert not (up.state / "env").exists()
     assert "gate_stopped" in (up.state / "gate.log").read_text().splitlines()[-1]
+    assert "serve_stopped" in (up.state / "serve.log").read_text().splitlines()[-1]
     assert not up.processes()
 
 
