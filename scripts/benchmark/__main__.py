@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from scripts.benchmark import big, drains, latency, report, restore, run
+from scripts.benchmark import big, door, drains, latency, report, restore, run
 from scripts.benchmark.deployment import ROOT
 from scripts.benchmark.figures import Figure
 from scripts.benchmark.run import Run
@@ -28,6 +28,8 @@ ROWS: Final = {
     "two-processes": "oneshot-home with --workers 2",
     "latency-home": "trigger sent to receipt readable under read_committed, 100/s",
     "latency-away": "the same, away from home",
+    "http": "POST /v1/triggers answered with 202, a second of the door's CPU",
+    "http-wait": "POST /v1/triggers with Prefer: wait, to the receipt, 20/s",
     "restore": "a gate without local stores reads 1,000,000 entries back from the changelog",
     "restart": "a gate stopped in order starts again on its stores of those entries",
     "big": "one lane with 20,000,000 live entries against an empty one (--big)",
@@ -92,6 +94,7 @@ def _families() -> dict[Any, list[str]]:
     """The rows that drain nothing, by what measures them."""
     return {
         latency.measure: ["latency-home", "latency-away"],
+        door.measure: ["http", "http-wait"],
         restore.measure: ["restore", "restart"],
         big.measure: ["big"],
     }

@@ -36,6 +36,8 @@ GOALS: Final = {
     "latency-home p99": Goal(40, 20),
     "latency-away p50": Goal(20, 9),
     "latency-away p99": Goal(60, 30),
+    "http": Goal(3_000, lower_is_better=False),
+    "http-wait p50": Goal(25),
     "restore": Goal(200_000, 300_000, lower_is_better=False),
     "restart": Goal(1.0, strict=True),
     "big memory": Goal(400),
