@@ -184,10 +184,11 @@ _TEXT: Final = {"type": "string"}
 POST_TOKEN: Final[Operation] = {
     "operationId": "token",
     "tags": ["authority"],
-    "summary": "A trigger token for a client (RFC 6749 section 4.4, RFC 9396)",
+    "summary": "A trigger token for a client (RFC 6749 section 4.4, RFC 9396), or for whom it acts (RFC 8693)",
     "security": _CLIENT_OR_FORM,
     "requestBody": _form(
-        "grant_type", grant_type={"const": "client_credentials"},
+        "grant_type", grant_type={"enum": ["client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"]},
+        subject_token=_TEXT, subject_token_type=_TEXT, requested_token_type=_TEXT,
         scope={"type": "string", "description": "job:NAME, several with spaces between; or authorization_details"},
         authorization_details={"type": "string", "description": "JSON: one object of type job_trigger"},
         uses={"enum": ["once", "many"]}, lifetime_s={"type": "string", "pattern": "^[0-9]{1,9}$"},

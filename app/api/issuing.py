@@ -44,6 +44,7 @@ class Wanted(NamedTuple):
     params: Mapping[str, Any] = {}
     params_sha256: str | None = None
     idempotency_key: str | None = None
+    act: Mapping[str, Any] | None = None  # who acts for the subject (RFC 8693 section 4.1)
 
 
 class Issuing:
@@ -163,6 +164,7 @@ class Issuing:
             issuer=self._settings.issuer.issuer, audience=self._settings.audience, subject=request.subject,
             org_id=request.org_id, jobs=wanted.jobs, uses=wanted.uses, ttl_s=wanted.lifetime_s, params=wanted.params,
             params_sha256=wanted.params_sha256, idempotency_key=wanted.idempotency_key,
+            act=wanted.act,
         )  # fmt: skip
         try:
             made = issue(asked, self._store, int(time.time()))

@@ -1,10 +1,12 @@
-"""The OAuth endpoints: a token for a client (RFC 6749 section 4.4), introspection (RFC 7662), revocation (RFC 7009) and
-what says where they are (RFC 8414). What may be issued is decided by `app/authority/`, and by nothing here.
+"""The OAuth endpoints: a token for a client (RFC 6749 section 4.4) or for whom it acts (RFC 8693), introspection (RFC
+7662), revocation (RFC 7009) and what says where they are (RFC 8414). What may be issued is decided by `app/authority/`,
+and by nothing here.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any, Final, get_args
 
 import orjson
@@ -13,6 +15,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
 from app.api import document as described
+from app.api import exchange
 from app.api.caller import Caller, verified_as
 from app.api.clients import Client
 from app.api.forms import NO_STORE, Form, OAuthError, form_of, required
@@ -30,7 +33,7 @@ from app.issuer.mint import Minted
 
 INTROSPECT, REVOKE = "/oauth/introspect", "/oauth/revoke"
 METADATA: Final = "/.well-known/oauth-authorization-server"
-CLIENT_CREDENTIALS: Final = "client_credentials"
+GRANT_TYPES: Final = ("client_credentials", exchange.GRANT_TYPE)
 LIFETIME_DEFAULT_S: Final = 300  # the field's clients do not say; `lifetime_s` does
 JOB_SCOPE: Final = "job:"  # and the job's name: for clients that know scopes and no authorization_details
 AUTH_METHODS: Final = ("client_secret_basic", "client_secret_post", "private_key_jwt")
@@ -48,18 +51,31 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     @post(TOKEN, status_code=200, opt=described.operation(described.POST_TOKEN))
     async def token(request: Request[Any, Any, Any]) -> ASGIResponse:
         client, form = await _client(service, request)
-        if required(form, "grant_type") != CLIENT_CREDENTIALS:
-            raise OAuthError("unsupported_grant_type", f"grant_type is {CLIENT_CREDENTIALS}")
-        made = await issuing.issue(client, _wanted(form))
+        told: dict[str, Any] = {}
+        match required(form, "grant_type"):
+            case "client_credentials":
+                wanted = _wanted(form, _KNOWN)
+            case exchange.GRANT_TYPE:
+                wanted = await _exchanged(service, client, form)
+                told = {"issued_token_type": exchange.JWT}
+            case _:
+                raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(GRANT_TYPES)}")
+        made = await issuing.issue(client, wanted)
         if isinstance(made, Denied):
             raise OAuthError("invalid_scope" if form.get("scope") else "access_denied", made.words, made.code)
-        return answer(orjson.dumps(_issued(made)), headers=NO_STORE)
+        return answer(orjson.dumps(_issued(made) | told), headers=NO_STORE)
 
     @post(INTROSPECT, status_code=200, opt=described.operation(described.POST_INTROSPECT))
     async def introspect(request: Request[Any, Any, Any]) -> ASGIResponse:
         _, form = await _client(service, request)
-        caller = await _honoured(service, required(form, "token"))
-        body = {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
+        token = required(form, "token")
+        caller = await _honoured(service, token)
+        body: dict[str, Any] = (
+            {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
+        )
+        act = None if caller is None else exchange.chain_of(token)
+        if act is not None:
+            body["act"] = act
         return answer(orjson.dumps(body), headers=NO_STORE)
 
     @post(REVOKE, status_code=200, opt=described.operation(described.POST_REVOKE))
@@ -103,8 +119,19 @@ async def _honoured(service: Service, unverified_token: str) -> Caller | None:
 # ── what is asked for ──
 
 
-def _wanted(form: Form) -> Wanted:
-    unknown = next((name for name in form if name not in _KNOWN), None)
+async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
+    unverified_token = exchange.subject_token_of(form)
+    asked = _wanted(form, _KNOWN | set(exchange.PARAMETERS))
+    caller = await _honoured(service, unverified_token)
+    ours = service.settings.issuer.issuer
+    if caller is None or caller.claims.iss != ours or caller.claims.org_id != client.identity.org_id:
+        raise OAuthError("invalid_grant", "the token handed over is not honoured here, or not of this issuer")
+    chain = exchange.chain_of(unverified_token)
+    return exchange.narrowed(caller.claims, asked, int(time.time()), chain, client.identity.name)
+
+
+def _wanted(form: Form, known: frozenset[str]) -> Wanted:
+    unknown = next((name for name in form if name not in known), None)
     if unknown is not None:
         raise OAuthError("invalid_request", "a parameter is unknown")
     uses = form.get("uses", "once")
@@ -189,7 +216,7 @@ def _metadata(service: Service, request: Request[Any, Any, Any]) -> dict[str, An
         "revocation_endpoint": base + REVOKE,
         "jwks_uri": base + "/.well-known/jwks.json",
         "response_types_supported": [],
-        "grant_types_supported": [CLIENT_CREDENTIALS],
+        "grant_types_supported": list(GRANT_TYPES),
         **{
             f"{endpoint}_endpoint_auth_methods_supported": list(AUTH_METHODS)
             for endpoint in ("token", "introspection", "revocation")

@@ -49,6 +49,7 @@ class TriggerTokenRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     params_sha256: str | None = None
     idempotency_key: str | None = None
+    act: Mapping[str, Any] | None = None  # who acts for the subject (RFC 8693 section 4.1)
 
 
 class Minted(NamedTuple):
@@ -103,6 +104,8 @@ def mint(request: TriggerTokenRequest, signing_key: SigningKey, now_s: int, jti:
     }
     if request.idempotency_key is not None:
         claims["idempotency_key"] = request.idempotency_key
+    if request.act is not None:
+        claims["act"] = dict(request.act)
     token = jwt.encode(
         claims, signing_key.private, algorithm=signing_key.algorithm, headers={"kid": signing_key.kid, "typ": TYP}
     )

@@ -285,3 +285,38 @@ def test_no_token_and_no_secret_is_on_the_topics_of_the_authority(authority: Aut
             assert one[1].encode() not in (read.value or b"")
     for door in authority.deployment.doors:
         assert one[1] not in door.log_file.read_text()
+
+
+def test_a_token_is_exchanged_for_one_that_says_who_acts_for_whom_and_never_for_more(authority: Authority) -> None:
+    owner, agent = authority.identity(), authority.identity()
+    role = agent[0].replace("svc:", "r")
+    authority.apply(
+        "policy",
+        f'[roles.{role}]\nallow = [{{ jobs = ["{JOB}"], subjects = ["{owner[0]}"], max_lifetime_s = 3600 }}]\n',
+    )
+    handed, one_shot = authority.token(owner, uses="many", lifetime_s="120"), authority.token(owner)
+    kind = "urn:ietf:params:oauth:token-type:jwt"
+
+    def exchanged(client: tuple[str, str], token: str, **form: str) -> httpx.Response:
+        grant_type = "urn:ietf:params:oauth:grant-type:token-exchange"
+        return authority.ask(client, grant_type=grant_type, subject_token=token, subject_token_type=kind, **form)
+
+    deadline = time.monotonic() + 10
+    while (answer := exchanged(agent, handed, lifetime_s="3000")).status_code != 200:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+    told = answer.json()
+    assert told["issued_token_type"] == kind
+    assert told["expires_in"] <= 120
+    seen = authority.ask(agent, "/oauth/introspect", token=told["access_token"]).json()
+    assert (seen["sub"], seen["act"]) == (owner[0], {"sub": agent[0]})
+    receipt = Emitter(authority.url, told["access_token"]).decided(JOB)
+    assert receipt["outcome"] == "accepted"
+    assert error(exchanged(agent, one_shot)) == (400, "invalid_grant", "token_already_used")
+    assert error(exchanged(agent, handed, scope="job:reports/other")) == (400, "invalid_scope", "job_not_authorized")
+    assert error(exchanged(agent, "a.b.c"))[:2] == (400, "invalid_grant")
+    stranger = authority.identity()
+    authority.token(stranger)
+    assert error(exchanged(stranger, handed)) == (400, "access_denied", "subject_not_granted")
+    issued = [each for each in authority.issuance(agent[0]) if each["event"] == "issued"]
+    assert (issued[-1]["identity"], issued[-1]["subject"]) == (agent[0], owner[0])

@@ -1,0 +1,70 @@
+"""Token exchange (RFC 8693): a client gets a token for the subject of one it was handed, and who acts for whom stands
+in it. What comes of it is never more than what was handed over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from app.api.forms import Form, OAuthError, required
+from app.api.issuing import Wanted
+from app.gate.claims import Claims
+from app.gate.reasons import Rejected
+from app.gate.token import parse_unverified
+
+GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
+JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
+SUBJECT_TYPES: Final = (JWT, "urn:ietf:params:oauth:token-type:access_token")
+ACTORS_MAX: Final = 4
+PARAMETERS: Final = ("subject_token", "subject_token_type", "requested_token_type")
+
+
+def subject_token_of(form: Form) -> str:
+    """The token handed over, unverified."""
+    token = required(form, "subject_token")
+    if required(form, "subject_token_type") not in SUBJECT_TYPES:
+        raise OAuthError("invalid_request", f"subject_token_type is {JWT}")
+    if form.get("requested_token_type", JWT) not in SUBJECT_TYPES:
+        raise OAuthError("invalid_request", f"requested_token_type is {JWT}")
+    return token
+
+
+def narrowed(given: Claims, asked: Wanted, now_s: int, chain: dict[str, Any] | None, actor: str) -> Wanted:
+    """What is asked for, within what was handed over. Raises OAuthError where it would be more."""
+    if given.uses != "many":
+        # Its one use is its bearer's: exchanged, it would start a second job.
+        raise OAuthError("invalid_grant", "a one-shot token cannot be exchanged", "token_already_used")
+    jobs = asked.jobs or given.grant.jobs
+    if not set(jobs) <= set(given.grant.jobs):
+        raise OAuthError("invalid_scope", "the token handed over does not grant that job", "job_not_authorized")
+    if asked.subject not in (None, given.sub):
+        raise OAuthError("invalid_request", "the subject is that of the token handed over")
+    fixed = given.grant.params
+    if any(name in fixed and asked.params[name] != fixed[name] for name in asked.params):
+        raise OAuthError("invalid_scope", "the token handed over fixes another value", "param_conflict")
+    if given.grant.params_sha256 is not None and asked.params_sha256 not in (None, given.grant.params_sha256):
+        raise OAuthError("invalid_scope", "the token handed over fixes another digest", "payload_digest_mismatch")
+    if given.idempotency_key is not None and asked.idempotency_key not in (None, given.idempotency_key):
+        raise OAuthError("invalid_scope", "the token handed over has another key", "idempotency_key_conflict")
+    act: dict[str, Any] = {"sub": actor} if chain is None else {"sub": actor, "act": chain}
+    if _depth(act) > ACTORS_MAX:
+        raise OAuthError("invalid_grant", f"more than {ACTORS_MAX} act for one another")
+    return asked._replace(
+        jobs=tuple(jobs), subject=given.sub, lifetime_s=min(asked.lifetime_s, given.exp - now_s),
+        params={**asked.params, **fixed}, params_sha256=asked.params_sha256 or given.grant.params_sha256,
+        idempotency_key=asked.idempotency_key or given.idempotency_key, act=act,
+    )  # fmt: skip
+
+
+def chain_of(verified_token: str) -> dict[str, Any] | None:
+    """Who acts for the subject, of a token whose signature was verified; None: nobody does."""
+    read = parse_unverified(verified_token)
+    act = None if isinstance(read, Rejected) else read.unverified_claims.get("act")
+    return act if isinstance(act, dict) else None
+
+
+def _depth(act: Any) -> int:
+    depth = 0
+    while isinstance(act, dict):
+        act, depth = act.get("act"), depth + 1
+    return depth

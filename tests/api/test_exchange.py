@@ -1,0 +1,75 @@
+"""Token exchange: what comes of it is never more than what was handed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.api import exchange
+from app.api.forms import OAuthError
+from app.api.issuing import Wanted
+from app.gate.claims import Claims, Grant
+
+NOW_S = 1_700_000_000
+JOBS = ["a/1", "a/2", "b/1"]
+NAMES = st.sampled_from(["p", "q", "r"])
+DIGESTS = st.sampled_from([None, "0" * 64, "1" * 64])
+KEYS = st.sampled_from([None, "k1", "k2"])
+PARAMS = st.dictionaries(NAMES, st.integers(0, 1), max_size=3)
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> Claims:
+    jobs = tuple(draw(st.lists(st.sampled_from(JOBS), min_size=1, unique=True)))
+    grant = Grant(("106-Trigger",), jobs, draw(PARAMS), draw(DIGESTS))
+    exp = NOW_S + draw(st.integers(1, 10_000))
+    uses = draw(st.sampled_from(["once", "many"]))
+    return Claims(
+        "https://i", "k", "svc:a", "acme", "j", NOW_S - 10, NOW_S - 10, exp, uses, "trigger", grant, draw(KEYS)
+    )
+
+
+@st.composite
+def wanted(draw: st.DrawFn) -> Wanted:
+    jobs = tuple(draw(st.lists(st.sampled_from(JOBS), max_size=3, unique=True)))
+    subject = draw(st.sampled_from([None, "svc:a", "svc:b"]))
+    return Wanted(jobs, draw(st.sampled_from(["once", "many"])), draw(st.integers(1, 20_000)), subject, draw(PARAMS),
+                  draw(DIGESTS), draw(KEYS))  # fmt: skip
+
+
+@given(claims(), wanted())
+def test_what_comes_of_it_is_never_more_than_what_was_handed_over(handed: Claims, asked: Wanted) -> None:
+    try:
+        made = exchange.narrowed(handed, asked, NOW_S, None, "svc:b")
+    except OAuthError:
+        return
+    assert handed.uses == "many"
+    assert made.subject == handed.sub
+    assert made.jobs
+    assert set(made.jobs) <= set(handed.grant.jobs)
+    assert NOW_S + made.lifetime_s <= handed.exp
+    assert made.params.items() >= handed.grant.params.items()
+    assert handed.grant.params_sha256 in (None, made.params_sha256)
+    assert handed.idempotency_key in (None, made.idempotency_key)
+    assert made.act == {"sub": "svc:b"}
+
+
+def test_what_is_asked_for_within_it_is_what_comes() -> None:
+    grant = Grant(("106-Trigger",), ("a/1", "a/2"), {"p": 1})
+    handed = Claims("https://i", "k", "svc:a", "acme", "j", NOW_S, NOW_S, NOW_S + 600, "many", "trigger", grant)
+    made = exchange.narrowed(handed, Wanted(("a/2",), "once", 60, params={"q": 2}), NOW_S, {"sub": "svc:c"}, "svc:b")
+    assert (made.jobs, made.uses, made.lifetime_s, made.params) == (("a/2",), "once", 60, {"p": 1, "q": 2})
+    assert made.act == {"sub": "svc:b", "act": {"sub": "svc:c"}}
+
+
+def test_a_chain_of_actors_has_an_end() -> None:
+    grant = Grant(("106-Trigger",), ("a/1",), {})
+    handed = Claims("https://i", "k", "svc:a", "acme", "j", NOW_S, NOW_S, NOW_S + 600, "many", "trigger", grant)
+    chain: dict[str, Any] | None = None
+    for _ in range(exchange.ACTORS_MAX):
+        chain = dict(exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, chain, "svc:b").act or {})
+    with pytest.raises(OAuthError):
+        exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, chain, "svc:b")
