@@ -75,8 +75,9 @@ ROLES: Final[dict[Role, About]] = {
     Role.OPS: About(
         "whoever says which jobs and issuers there are, and looks after refusals",
         ("jobs apply", "jobs list", "allowlist suggest", "trust apply", "trust list", "trust register", "trust remove",
-         "identities apply", "identities rotate", "policy apply", "token revoke", "dead-letters", "receipts", "audit",
-         "audit issuance", "explain FILE", "topics check", "doctor"),
+         "identities apply", "identities list", "identities rotate", "identities disable", "identities enable",
+         "identities remove", "policy apply", "policy show", "policy remove", "token revoke", "dead-letters",
+         "receipts", "audit", "audit issuance", "explain FILE", "topics check", "doctor"),
     ),
     Role.AUDITOR: About(
         "whoever looks and changes nothing",

@@ -113,7 +113,13 @@ RUNS: dict[str, tuple[tuple[str, ...], int]] = {
     "allowlist suggest": (("allowlist", "suggest", JOB), OK),
     "identities apply": (("identities", "apply", "identities.toml"), OK),
     "identities rotate": (("identities", "rotate", "svc:known"), OK),
+    "identities list": (("identities", "list"), OK),
+    "identities disable": (("identities", "disable", "svc:known"), OK),
+    "identities enable": (("identities", "enable", "svc:known"), OK),
+    "identities remove": (("identities", "remove", "svc:nobody"), NOTHING),
     "policy apply": (("policy", "apply", "policy.toml"), OK),
+    "policy show": (("policy", "show"), OK),
+    "policy remove": (("policy", "remove", "roles.nobodys"), NOTHING),
     "token issue --as": (
         ("token", "issue", "--as", "svc:known", "--job", JOB, "--ttl", "5m", "--secret-file", "known"),
         OK,
