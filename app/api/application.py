@@ -16,7 +16,8 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api import docs_page, keys, oauth, reading, tokens, triggers
-from app.api import document as described
+from app.api import operations as described
+from app.api.document import document as openapi_document
 from app.api.forms import OAuthError
 from app.api.problems import Problem
 from app.api.requests import answer, problem_answer, problem_response
@@ -49,7 +50,7 @@ def public(service: Service) -> ASGIApp:
     app = _application(
         [jwks, openapi, docs, *triggers.routes(service), *reading.routes(service), *_of_authority(service)]
     )
-    made = described.document(app)
+    made = openapi_document(app)
     document, page = orjson.dumps(made), docs_page.page(made)
     return Edge(app, service.settings.serve.headers_max_bytes)
 

@@ -14,8 +14,8 @@ from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from app.api import document as described
 from app.api import exchange
+from app.api import operations as described
 from app.api.caller import Caller, verified_as
 from app.api.clients import Client
 from app.api.forms import NO_STORE, Form, OAuthError, form_of, required

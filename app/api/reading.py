@@ -18,7 +18,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 from litestar.response.base import ASGIResponse
 
-from app.api import document as described
+from app.api import operations as described
 from app.api.caller import Caller, identify
 from app.api.problems import RETRY_AFTER_S, Problem
 from app.api.receipts import Subscription, emitter_of

@@ -14,7 +14,7 @@ from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from app.api import document as described
+from app.api import operations as described
 from app.api.bodies import ListedToken, RevocationWanted, TokenWanted
 from app.api.clients import Client
 from app.api.forms import NO_STORE

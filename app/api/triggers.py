@@ -12,7 +12,7 @@ from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from app.api import document as described
+from app.api import operations as described
 from app.api.problems import RETRY_AFTER_S, Problem
 from app.api.publisher import Placed
 from app.api.receipts import decode
