@@ -78,13 +78,9 @@ def home_of(token: str, idempotency_key: str | None) -> str | None:
     A hint only: the token is read without verifying it, and the gate finds the home of any trigger.
     """
     claims = unverified_claims(token)
-    once = claims.get("uses") == "once"
-    for candidate in (claims.get("idempotency_key"), idempotency_key, claims.get("jti")):
-        if candidate is claims.get("jti") and not once:
-            return None
-        if isinstance(candidate, str) and candidate:
-            return candidate
-    return None
+    jti = claims.get("jti") if claims.get("uses") == "once" else None
+    candidates = (claims.get("idempotency_key"), idempotency_key, jti)
+    return next((candidate for candidate in candidates if isinstance(candidate, str) and candidate), None)
 
 
 def unverified_claims(token: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 
 from app.local.kafka import LocalKafka
 from tests.api.conftest import Deployment
+from tests.cli.program import tollgate
 from tests.support import reader
 from tests.support.doors import DoorProcess, Emitter
 from tests.support.gates import GateProcess, environment, found
@@ -81,6 +82,12 @@ def test_two_instances_behind_one_port_answer_alike(deployment: Deployment) -> N
             assert second.stop() == 0
     finally:
         assert first.stop() == 0
+
+
+def test_a_port_that_is_taken_is_told_with_the_setting_to_change(deployment: Deployment) -> None:
+    said = tollgate(deployment.env, "serve", "--port", deployment.doors[0].url.rpartition(":")[2])
+    assert said.code == 2
+    assert "serve.port" in said.err
 
 
 def test_no_token_is_in_any_log_or_metric(deployment: Deployment, emitter: Make) -> None:
