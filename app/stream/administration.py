@@ -46,6 +46,9 @@ _NOT_LED_YET: Final = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    # A client that has heard of the new leader asks with its epoch, and the leader itself has yet to hear of it.
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
 )
 T = TypeVar("T")
 

@@ -24,11 +24,11 @@ class Broker:
         return "answer"
 
 
-NOT_LEADER, UNKNOWN_TOPIC, NOT_AVAILABLE, NOT_ALLOWED = 6, 3, 5, 29
+NOT_LEADER, UNKNOWN_TOPIC, NOT_AVAILABLE, NOT_ALLOWED, EPOCH_TOO_NEW = 6, 3, 5, 29, 75
 
 
 def test_a_partition_no_broker_leads_yet_is_asked_for_again() -> None:
-    assert once_led(Broker(NOT_LEADER, UNKNOWN_TOPIC, NOT_AVAILABLE)) == "answer"
+    assert once_led(Broker(NOT_LEADER, UNKNOWN_TOPIC, NOT_AVAILABLE, EPOCH_TOO_NEW)) == "answer"
 
 
 def test_a_partition_that_gets_no_leader_in_time_is_an_error() -> None:
