@@ -121,6 +121,7 @@ def test_annotations_and_new_reasons_are_no_change():
         ("receipt.v1", ["reason"]),
         ("audit.v1", ["presentations", "items", "reason"]),
         ("dead-letter.v1", ["headers", "tollgate-reason"]),
+        ("dead-letter.v1", ["headers", "__streams.errors.exception"]),
     ],
 )
 def test_the_reasons_are_those_of_the_table(name, path):

@@ -13,7 +13,7 @@ import pytest
 from app.logs import log
 from tests.support.deployments import Deployment
 
-LANES = 128
+LANES = 96
 
 
 @pytest.fixture(scope="package")

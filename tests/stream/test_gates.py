@@ -24,6 +24,7 @@ from tests.support.invariants import Ledger, Seen, Sent, violations
 from tests.support.issuer import OtherIssuer
 
 LANES = 4
+ADMIN_S = 120  # the broker holds the topics of a thousand tests by now
 
 
 class Running:
@@ -125,13 +126,19 @@ def _admin(broker: str) -> AdminClient:
 
 def _recreate(broker: str, topic: str) -> None:
     admin = _admin(broker)
-    admin.delete_topics([topic])[topic].result(30)
+    admin.delete_topics([topic])[topic].result(ADMIN_S)
     time.sleep(1)
-    admin.create_topics([NewTopic(topic, LANES)])[topic].result(30)
+    admin.create_topics([NewTopic(topic, LANES)])[topic].result(ADMIN_S)
 
 
 def _raise_partitions(broker: str, topic: str) -> None:
-    _admin(broker).create_partitions([NewPartitions(topic, 2 * LANES)])[topic].result(30)
+    admin = _admin(broker)  # kept until the answer: with the client its futures end, unanswered
+    admin.create_partitions([NewPartitions(topic, 2 * LANES)])[topic].result(ADMIN_S)
+
+
+def _delete(broker: str, topic: str) -> None:
+    admin = _admin(broker)
+    admin.delete_topics([topic])[topic].result(ADMIN_S)
 
 
 def _overwrite(broker: str, topic: str) -> None:
@@ -143,9 +150,7 @@ def _overwrite(broker: str, topic: str) -> None:
 LIVE: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "a topic is made anew": ("handoffs", _recreate),
     "partitions are raised": ("triggers", _raise_partitions),
-    "a topic is deleted": (
-        "idempotency", lambda broker, topic: _admin(broker).delete_topics([topic])[topic].result(30),
-    ),
+    "a topic is deleted": ("idempotency", _delete),
     "another policy is set": ("checkpoints", lambda broker, topic: alter(_admin(broker), topic, cleanup_policy="delete")),
     "the founding record is none any more": ("registry", _overwrite),
 }  # fmt: skip

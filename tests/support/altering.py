@@ -6,7 +6,7 @@ from typing import Final
 
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-ANSWER_S: Final = 30
+ANSWER_S: Final = 120
 
 
 def alter(admin: AdminClient, name: str, *, kind: ResourceType = ResourceType.TOPIC, **changes: str | None) -> None:
