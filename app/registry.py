@@ -6,6 +6,7 @@ A definition is judged by the very function every gate reads the record with, so
 from __future__ import annotations
 
 import math
+import secrets
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -18,8 +19,18 @@ import orjson
 from app.authority.identities import Identity, identity_from_record, identity_key, kind_of
 from app.authority.roles import Role, role_from_record, role_key
 from app.gate import limits
-from app.gate.definitions import Job, JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
+from app.gate.definitions import (
+    Job,
+    JobRecord,
+    TrustRule,
+    birth_id_in,
+    job_from_record,
+    job_key,
+    trust_from_record,
+    trust_key,
+)
 from app.gate.mapping import MappingRule, mapping_from_record, mapping_key
+from app.stream import whole
 from app.stream.topics import Topic
 
 if TYPE_CHECKING:
@@ -28,8 +39,8 @@ if TYPE_CHECKING:
 Kind = Literal["jobs", "trust", "identities", "roles", "rules"]
 
 FIRST_VERSION: Final = 1
+BIRTH_ID_BYTES: Final = 16
 TRANSACTION_TIMEOUT_MS: Final = 10_000
-READ_TIMEOUT_S: Final = 30
 
 _RECORD: Final[dict[Kind, Any]] = {
     "jobs": JobRecord, "trust": TrustRule, "identities": Identity, "roles": Role, "rules": MappingRule,
@@ -42,11 +53,13 @@ _JUDGE: Final[dict[Kind, Callable[[bytes, bytes], Any]]] = {
     "jobs": job_from_record, "trust": trust_from_record, "identities": identity_from_record, "roles": role_from_record,
     "rules": mapping_from_record,
 }  # fmt: skip
-# What no file says: a name says its kind, and the rest is changed by commands, which a file must not undo.
-_NOT_IN_FILES: Final[dict[Kind, tuple[str, ...]]] = {
-    "identities": ("kind", *(_KEPT := ("disabled", "credentials", "birth_id"))), "roles": ("birth_id",),
-    "rules": ("birth_id",),
-}  # fmt: skip
+# What no file says: its name does, writing does, or commands do, whose changes a file must not undo.
+_OF_COMMANDS: Final = ("disabled", "credentials")
+_WRITTEN: Final = ("version", "birth_id")
+_NOT_IN_FILES: Final[dict[Kind, frozenset[str]]] = {
+    kind: frozenset((named, *_WRITTEN, *(("kind", *_OF_COMMANDS) if kind == "identities" else ())))
+    for kind, named in _NAMED.items()
+}
 # What a rule says when it says nothing; organisations, subjects and jobs are never guessed.
 _TRUST_DEFAULTS: Final = {
     "algorithms": ["ES256"], "classes": ["trigger"], "max_lifetime_s": limits.ONE_SHOT_LIFETIME_MAX_S,
@@ -59,7 +72,7 @@ class RegistryError(Exception):
 
 
 class Definition(NamedTuple):
-    """One table of a file, complete but for its version; `warnings` are to be said loudly."""
+    """One table of a file, complete but for version and birth id; `warnings` are to be said loudly."""
 
     kind: Kind
     name: str
@@ -81,11 +94,12 @@ class Definition(NamedTuple):
                 "use the version of the program that wrote it, or remove the identity first"
             )
         members = msgspec.to_builtins(there)
-        return self._replace(members=self.members | {member: members[member] for member in _KEPT})
+        return self._replace(members=self.members | {member: members[member] for member in _OF_COMMANDS})
 
-    def record(self, version: int) -> bytes:
+    def record(self, version: int, birth_id: str | None = None) -> bytes:
         """The value of its record. All members are said, so that a later default changes no job that exists."""
-        return orjson.dumps({_NAMED[self.kind]: self.name, "version": version, **self.members})
+        born = {} if birth_id is None else {"birth_id": birth_id}
+        return orjson.dumps({_NAMED[self.kind]: self.name, "version": version, **self.members, **born})
 
 
 class Change(NamedTuple):
@@ -140,9 +154,7 @@ def define(kind: Kind, name: str, table: dict[str, Any]) -> Definition:
 def _definition(kind: Kind, name: str, table: dict[str, Any], base: Path) -> Definition:
     """Raises ValueError with a clause that begins with the member it is about."""
     _refuse_other_than_json(table, "")
-    known = {field.name for field in msgspec.structs.fields(_RECORD[kind])} - {
-        _NAMED[kind], "version", *_NOT_IN_FILES.get(kind, ()),
-    }  # fmt: skip
+    known = {field.name for field in msgspec.structs.fields(_RECORD[kind])} - _NOT_IN_FILES[kind]
     unknown = next((member for member in table if member not in known), None)
     if unknown is not None:
         raise ValueError(f"{unknown}: unknown member; there are {', '.join(sorted(known))}")
@@ -159,7 +171,7 @@ def _definition(kind: Kind, name: str, table: dict[str, Any], base: Path) -> Def
         case TrustRule():
             return definition._replace(warnings=tuple(_warnings(judged)))
     members = msgspec.to_builtins(judged)
-    return definition._replace(members={n: of for n, of in members.items() if n not in {_NAMED[kind], "version"}})
+    return definition._replace(members={n: of for n, of in members.items() if n not in {_NAMED[kind], *_WRITTEN}})
 
 
 def _members(kind: Kind, name: str, table: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -178,7 +190,7 @@ def _job_members(table: dict[str, Any], base: Path) -> dict[str, Any]:
     members: dict[str, Any] = {
         field.name: field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
         for field in msgspec.structs.fields(JobRecord)
-        if field.name not in {"name", "version"}
+        if field.name not in _NOT_IN_FILES["jobs"]
     } | table
     if isinstance(members["params_schema"], str):
         members["params_schema"] = _schema_file(base / members["params_schema"])
@@ -239,19 +251,26 @@ def plan(definitions: Iterable[Definition], present: Mapping[bytes, bytes]) -> l
     for definition in definitions:
         old = present.get(definition.registry_key)
         if old is None:
-            changes.append(_change(definition, "created", FIRST_VERSION))
+            changes.append(_change(definition, "created", FIRST_VERSION, _new_birth_id()))
             continue
-        version = _version_of(old)
+        version, birth_id = _version_of(old), birth_id_in(old)
         definition = definition.over(old)  # noqa: PLW2901 - the same, complete
-        if _same(old, definition.record(version)):
-            changes.append(_change(definition, "unchanged", version))
+        if birth_id and _same(old, definition.record(version, birth_id)):
+            changes.append(_change(definition, "unchanged", version, birth_id))
         else:
-            changes.append(_change(definition, "changed", version + 1))
+            changes.append(_change(definition, "changed", version + 1, birth_id or _new_birth_id()))
     return changes
 
 
-def _change(definition: Definition, action: Literal["created", "changed", "unchanged"], version: int) -> Change:
-    return Change(definition.kind, definition.name, action, version, definition.record(version))
+def _change(
+    definition: Definition, action: Literal["created", "changed", "unchanged"], version: int, birth_id: str
+) -> Change:
+    return Change(definition.kind, definition.name, action, version, definition.record(version, birth_id))
+
+
+def _new_birth_id() -> str:
+    """Of an object that is made: what is bound to one that went is not bound to its successor of the same name."""
+    return secrets.token_hex(BIRTH_ID_BYTES)
 
 
 def _version_of(record: bytes) -> int:
@@ -285,35 +304,13 @@ def definitions_in(present: Mapping[bytes, bytes], kind: Kind) -> list[dict[str,
 
 async def read_registry(settings: Settings) -> dict[bytes, bytes]:
     """The registry as it stands: committed records only, by key, tombstones left out."""
-    import asyncio
-
-    from aiokafka import AIOKafkaConsumer, TopicPartition
-
-    from app.stream.connect import client_options, why_unseen
-
-    topic = Topic.REGISTRY.named(settings.kafka.prefix)
-    consumer = AIOKafkaConsumer(
-        **client_options(settings.kafka), group_id=None, enable_auto_commit=False,
-        isolation_level="read_committed", auto_offset_reset="none", check_crcs=True,
-    )  # fmt: skip
     present: dict[bytes, bytes] = {}
-    await consumer.start()
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            if topic not in await consumer.topics():
-                raise await why_unseen(consumer._client, topic)  # noqa: SLF001
-            partition = TopicPartition(topic, 0)
-            consumer.assign([partition])
-            await consumer.seek_to_beginning(partition)
-            end = (await consumer.end_offsets([partition]))[partition]
-            while await consumer.position(partition) < end:
-                for record in (await consumer.getmany(partition, timeout_ms=500)).get(partition, []):
-                    if record.value is None:
-                        present.pop(record.key or b"", None)
-                    else:
-                        present[record.key or b""] = record.value
-    finally:
-        await consumer.stop()
+    async with whole.opened(settings.kafka, Topic.REGISTRY) as topic:
+        async for record in topic.records():
+            if record.value is None:
+                present.pop(record.key or b"", None)
+            else:
+                present[record.key or b""] = record.value
     return present
 
 
@@ -343,11 +340,12 @@ async def add_missing(settings: Settings, definitions: list[Definition]) -> list
 
 
 async def remove(settings: Settings, kind: Kind, name: str) -> bool:
-    """Take a definition away: gates follow within a second. False when there is none."""
+    """Take a definition away, and with it what is bound to it, within a second. False when there is none."""
+    registry_key = _KEY[kind](name)
     async with only_writer(settings) as (present, write):
-        there = _KEY[kind](name) in present
+        there = registry_key in present
         if there:
-            await write({_KEY[kind](name): None})
+            await write({registry_key: None})
     return there
 
 

@@ -21,6 +21,7 @@ WHAT = {
     "registry": "job definitions, trust rules, identities, policy: the root of trust, ops only",
     "revocations": "who or what is no longer honoured: ops and issuers only",
     "issuance": "who was given which token, and who was refused one; never a token",
+    "grants": "what handles (`ref:…`) stand for, signed, by the handle's hash: issuers only",
 }
 
 

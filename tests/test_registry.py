@@ -12,6 +12,7 @@ from app import config, registry
 from app.authority.identities import Identity, identity_from_record
 from app.authority.roles import Allow, Deny, Role, role_from_record
 from app.cli import common, jobs, trust
+from app.gate.definitions import birth_id_in
 from app.gate.mapping import mapping_from_record
 from app.gate.policy import Job, TrustRule, job_from_record, trust_from_record
 from app.registry import RegistryError, plan, read_definitions
@@ -159,6 +160,43 @@ def test_versions_only_grow_and_what_is_equal_is_left_alone(write):
     assert [(change.action, change.version) for change in plan(changed, present)] == [("changed", 2), ("unchanged", 1)]
 
 
+def test_an_object_keeps_its_birth_id_through_changes_and_one_made_anew_has_another(write):
+    definition, _ = read_definitions(write(JOBS), "jobs")
+    changed, _ = read_definitions(write(JOBS.replace('"eu"', '"us"')), "jobs")
+
+    def born(definition, present):
+        (change,) = plan([definition], present)
+        birth_id = birth_id_in(change.record)
+        assert not isinstance(job_from_record(definition.registry_key, change.record), str)
+        assert job_from_record(definition.registry_key, change.record).version == change.version
+        return birth_id, {definition.registry_key: change.record}
+
+    first, present = born(definition, {})
+    assert len(bytes.fromhex(first)) == 16
+    again, present = born(changed, present)
+    anew, _ = born(definition, {})
+    assert first == again != anew
+
+
+def test_what_an_earlier_version_wrote_gets_a_birth_id_when_it_is_applied_again(write):
+    (definition,) = read_definitions(write(TRUST), "trust")
+    (change,) = plan([definition], {definition.registry_key: definition.record(3)})
+    assert (change.action, change.version) == ("changed", 4)
+    assert birth_id_in(change.record)
+    assert {each.action for each in plan([definition], {definition.registry_key: change.record})} == {"unchanged"}
+
+
+def test_no_file_sets_a_birth_id(write):
+    with pytest.raises(RegistryError, match="birth_id: unknown member"):
+        read_definitions(write(TRUST + 'birth_id = "mine"\n'), "trust")
+
+
+@pytest.mark.parametrize(("value", "birth_id"), [(None, None), (b"", None), (b"[]", None), (b"{}", ""),
+                                                 (b'{"birth_id": 3}', ""), (b'{"birth_id": "b"}', "b")])  # fmt: skip
+def test_any_object_has_a_birth_id_or_none_and_what_is_none_is_no_object(value, birth_id):
+    assert birth_id_in(value) == birth_id
+
+
 @pytest.mark.parametrize(("there", "version"), [(b'{"version": 9, "of": "later"}', 10), (b"\xff", 1), (b"[]", 1)])
 def test_a_record_of_another_version_is_replaced_by_a_higher_one(write, there, version):
     (definition,) = read_definitions(write(TRUST), "trust")
@@ -251,7 +289,7 @@ def test_a_wrong_policy_is_one_sentence_too(write, kinds, text, said):
 
 def test_applying_a_file_keeps_credentials_and_whether_an_identity_is_disabled(write):
     ci, _ = read_definitions(write(IDENTITIES), "identities", defaults=OURS)
-    held = msgspec.structs.replace(CI, version=4, disabled=True)
+    held = msgspec.structs.replace(CI, version=4, disabled=True, birth_id="b")
     present = {ci.registry_key: msgspec.json.encode(held)}
     assert [change.action for change in plan([ci], present)] == ["unchanged"]
     changed = read_definitions(write(IDENTITIES.replace("deployer", "reporter")), "identities", defaults=OURS)

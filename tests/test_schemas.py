@@ -18,6 +18,8 @@ from app.gate.definitions import JobRecord, TrustRule, job_from_record, job_key,
 from app.gate.mapping import MappingRule, mapping_from_record, mapping_key
 from app.gate.policy import Revocation, Revocations, revocation_key
 from app.gate.reasons import REASONS, Stage
+from app.gate.reference import GRANT_TYP, HASH_CLAIM, Grants
+from app.gate.token import parse_unverified
 from app.gate.trigger import DECIDING_HEADERS, MEMBERS, Record, Trigger, parse
 from app.stream.inspection import DeploymentRecord
 from app.stream.topics import Topic
@@ -35,7 +37,8 @@ DIGESTS = {
     "audit.v1": "ef903dc9e9b5cd53",
     "checkpoint.v1": "653eb4081c793f2e",
     "dead-letter.v1": "f1a3f1f84bdb542d",
-    "handoff.v1": "6baec3db83fa06e3",
+    "grant.v1": "6e6ec3d553f8d4f9",
+    "handoff.v1": "562ce4bdf0d29ed8",
     "idempotency.v1": "dea998c26ce4fc94",
     "issue-denied.v1": "b47c2053fefbff7d",
     "issued.v1": "98377ab47c84d0fb",
@@ -43,12 +46,12 @@ DIGESTS = {
     "receipt.v1": "9767b60f35ce430f",
     "registry-deployment.v1": "38247db90672d495",
     "registry-identity.v1": "ff9d65acca276f3f",
-    "registry-job.v1": "96bfbbeef49d3f11",
+    "registry-job.v1": "9eff2c96bb7d01ee",
     "registry-role.v1": "a91f54cbccedfa6b",
     "registry-rule.v1": "dc0a0e3c14fcee4c",
-    "registry-trust.v1": "3e3b97b7e0ac94d7",
+    "registry-trust.v1": "3c1b4a2500c7fb75",
     "revocation.v1": "488b6a704cc36c9f",
-    "trigger-token.v1": "fa7f99b6039bee30",
+    "trigger-token.v1": "6006ff6dc8239092",
     "trigger.v1": "80ce3b3be0db0c88",
 }
 ANNOTATIONS = {"description", "examples", "title", "$comment"}
@@ -207,6 +210,15 @@ def test_the_binary_layout_is_the_one_written():
             written = getattr(entry, member["name"])
             assert raw == (written if isinstance(written, bytes) else written.to_bytes(len(raw), "big"))
     assert len(bytes.fromhex(example["key"])) == idempotency.IDENTITY_BYTES
+
+
+def test_the_example_of_a_grant_is_one_of_its_key_and_its_claims_are_a_tokens():
+    (example,) = SCHEMAS["grant.v1"]["examples"]
+    assert Grants().apply(example["key"].encode(), example["value"].encode(), 0) is None
+    read = parse_unverified(example["value"])
+    assert read.unverified_header["typ"] == GRANT_TYP
+    assert read.unverified_claims[HASH_CLAIM] == example["key"]
+    validate("trigger-token.v1", read.unverified_claims)
 
 
 # ── the AsyncAPI document ──

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from app.api.problems import Problem
 from app.gate.policy import check_time
 from app.gate.reasons import Rejected
+from app.gate.reference import handle_digest
 from app.gate.standing import World, bearer_of, emitter
-from app.gate.token import Claims, KeyWanted, VerifiedToken, verify
+from app.gate.token import Claims, GrantWanted, KeyWanted, VerifiedToken, verify
 from app.stream.tables import Tables
 
 
@@ -28,6 +29,9 @@ class Caller(NamedTuple):
         refused = check_time(self.claims, bearer.rule, now_ms, world.grace_s) or bearer.refused
         if refused is None and world.revocations.covers(self.claims):
             return Rejected("token_revoked")
+        bound_to = self.claims.grant.bound_to
+        if refused is None and bound_to is not None and bound_to.is_gone(world.objects):
+            return Rejected("bound_object_gone")
         return refused
 
 
@@ -51,10 +55,15 @@ def require_fresh(tables: Tables) -> None:
 async def verified_as(tables: Tables, unverified_token: str) -> VerifiedToken:
     """The token, if its signature and the form of its claims hold. Raises Problem."""
     require_fresh(tables)
-    found = verify(unverified_token, tables.world.ring, tables.world.audience)
-    if isinstance(found, KeyWanted) and tables.may_fetch(found):
-        await tables.fetch_key(found)
-        found = verify(unverified_token, tables.world.ring, tables.world.audience)
+    shown_at_s, looked_for = time.monotonic(), set[KeyWanted | GrantWanted]()
+    found = _verify(tables, unverified_token)
+    # A handle's grant is looked for, and then the key it is signed with; each of them once.
+    while (
+        isinstance(found, KeyWanted | GrantWanted) and found not in looked_for and tables.may_fetch(found, shown_at_s)
+    ):
+        looked_for.add(found)
+        await tables.fetch(found)
+        found = _verify(tables, unverified_token)
     match found:
         case VerifiedToken():
             return found
@@ -62,5 +71,19 @@ async def verified_as(tables: Tables, unverified_token: str) -> VerifiedToken:
             raise Problem("not_ready", "the issuer's keys are not loaded")
         case KeyWanted():
             raise Problem("kid_unknown")
+        case GrantWanted():
+            if tables.may_fetch(found, shown_at_s):  # Kafka could not be asked
+                raise Problem("not_ready", "what handles stand for is not known now")
+            raise Problem("token_unknown")
         case Rejected():
             raise Problem(found.code)  # a detail is for those whose token verified
+
+
+def jws_of(tables: Tables, verified_token: str) -> str:
+    """What was signed: the token itself, or what it stands for as a handle."""
+    return tables.world.grants.get(handle_digest(verified_token)) or verified_token
+
+
+def _verify(tables: Tables, unverified_token: str) -> VerifiedToken | Rejected | KeyWanted | GrantWanted:
+    world = tables.world
+    return verify(unverified_token, world.ring, world.audience, world.grants)

@@ -53,12 +53,13 @@ def narrowed(given: Claims, asked: Wanted, now_s: int, chain: dict[str, Any] | N
         jobs=tuple(jobs), subject=given.sub, lifetime_s=min(asked.lifetime_s, given.exp - now_s),
         params={**asked.params, **fixed}, params_sha256=asked.params_sha256 or given.grant.params_sha256,
         idempotency_key=asked.idempotency_key or given.idempotency_key, act=act,
+        bound_to=given.grant.bound_to,
     )  # fmt: skip
 
 
-def chain_of(verified_token: str) -> dict[str, Any] | None:
-    """Who acts for the subject, of a token whose signature was verified; None: nobody does."""
-    read = parse_unverified(verified_token)
+def chain_of(verified_jws: str) -> dict[str, Any] | None:
+    """Who acts for the subject, of a JWS whose signature was verified; None: nobody does."""
+    read = parse_unverified(verified_jws)
     act = None if isinstance(read, Rejected) else read.unverified_claims.get("act")
     return act if isinstance(act, dict) else None
 

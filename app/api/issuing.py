@@ -18,7 +18,7 @@ from app.authority.records import Issued, Record, issue_denied, issued
 from app.authority.rights import Rights
 from app.config import Settings
 from app.gate import limits
-from app.gate.claims import Uses
+from app.gate.claims import BoundTo, Uses
 from app.gate.revocation import Selector, revocation_record
 from app.issuer.keystore import Keystore, KeystoreError
 from app.issuer.mint import Minted, TriggerTokenRequest, issue
@@ -45,6 +45,7 @@ class Wanted(NamedTuple):
     params_sha256: str | None = None
     idempotency_key: str | None = None
     act: Mapping[str, Any] | None = None  # who acts for the subject (RFC 8693 section 4.1)
+    bound_to: BoundTo | None = None
 
 
 class Issuing:
@@ -164,7 +165,7 @@ class Issuing:
             issuer=self._settings.issuer.issuer, audience=self._settings.audience, subject=request.subject,
             org_id=request.org_id, jobs=wanted.jobs, uses=wanted.uses, ttl_s=wanted.lifetime_s, params=wanted.params,
             params_sha256=wanted.params_sha256, idempotency_key=wanted.idempotency_key,
-            act=wanted.act,
+            act=wanted.act, bound_to=wanted.bound_to,
         )  # fmt: skip
         try:
             made = issue(asked, self._store, int(time.time()))

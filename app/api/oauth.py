@@ -9,6 +9,7 @@ import re
 import time
 from typing import Any, Final, get_args
 
+import msgspec
 import orjson
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
@@ -16,7 +17,7 @@ from litestar.response.base import ASGIResponse
 
 from app.api import exchange
 from app.api import operations as described
-from app.api.caller import Caller, verified_as
+from app.api.caller import Caller, jws_of, verified_as
 from app.api.clients import Client
 from app.api.forms import NO_STORE, Form, OAuthError, form_of, required
 from app.api.issuing import Issuing, Wanted
@@ -73,7 +74,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         body: dict[str, Any] = (
             {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
         )
-        act = None if caller is None else exchange.chain_of(token)
+        act = None if caller is None else exchange.chain_of(jws_of(service.tables, token))
         if act is not None:
             body["act"] = act
         return answer(orjson.dumps(body), headers=NO_STORE)
@@ -126,7 +127,7 @@ async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
     ours = service.settings.issuer.issuer
     if caller is None or caller.claims.iss != ours or caller.claims.org_id != client.identity.org_id:
         raise OAuthError("invalid_grant", "the token handed over is not honoured here, or not of this issuer")
-    chain = exchange.chain_of(unverified_token)
+    chain = exchange.chain_of(jws_of(service.tables, unverified_token))
     return exchange.narrowed(caller.claims, asked, int(time.time()), chain, client.identity.name)
 
 
@@ -187,6 +188,9 @@ def details_of(claims: Claims) -> list[dict[str, Any]]:
         grant["params"] = claims.grant.params
     if claims.grant.params_sha256 is not None:
         grant["params_sha256"] = claims.grant.params_sha256
+    bound_to = claims.grant.bound_to
+    if bound_to is not None:
+        grant["bound_to"] = {name: of for name, of in msgspec.structs.asdict(bound_to).items() if of is not None}
     return [grant]
 
 

@@ -47,6 +47,7 @@ COMMANDS: Final = (
     Command("doctor", "app.cli.doctor", "broker, topics, keys, clock: what is wrong and how to mend it", _OPS),
     Command("keys", "app.cli.keys", "signing keys: generate, rotate, retire, list, jwks", _TOKENS),
     Command("token", "app.cli.token", "issue, inspect, verify and revoke tokens", _TOKENS),
+    Command("revocations", "app.cli.revocations", "who or what is revoked: list, lift, clean", _TOKENS),
     Command("emit", "app.cli.emit", "publish a trigger, and wait for its receipt", _SEE),
     Command("receipts", "app.cli.read", "what became of triggers", _SEE, held="receipts_app"),
     Command("dead-letters", "app.cli.read", "refused triggers: list, show", _SEE, held="dead_letters_app"),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from app.cli import common
+from app.cli import common, handles
 
 if TYPE_CHECKING:
     from app.authority.decide import Denied, IssueRequest
@@ -61,18 +61,18 @@ async def _issue(
     if isinstance(allowed, Denied):
         await write_issuance(settings, [_denial(allowed, request, asked, issuer, authenticated=True)])
         return allowed
-    for start in range(0, count, CHUNK):
-        minted: list[Minted] = []
-        for number in range(start, min(start + CHUNK, count)):
-            made = make(number, request.subject, request.org_id)
-            if not isinstance(made, Minted):
-                refused = Denied(made.code, made.sentence)
-                await write_issuance(settings, [_denial(refused, request, asked, issuer, authenticated=True)])
-                return refused
-            minted.append(made)
-        await write_issuance(settings, _issued(minted, identity, credential.id, allowed.roles))
-        for made in minted:
-            print(made.token)
+    async with handles.handing_out(settings) as hand_out:
+        for start in range(0, count, CHUNK):
+            minted: list[Minted] = []
+            for number in range(start, min(start + CHUNK, count)):
+                made = make(number, request.subject, request.org_id)
+                if not isinstance(made, Minted):
+                    refused = Denied(made.code, made.sentence)
+                    await write_issuance(settings, [_denial(refused, request, asked, issuer, authenticated=True)])
+                    return refused
+                minted.append(made)
+            await write_issuance(settings, _issued(minted, identity, credential.id, allowed.roles))
+            await hand_out(minted)
     return None
 
 

@@ -33,6 +33,26 @@ def apply(
     trust.apply_file(file, ("jobs",), dry_run, output, bootstrap, prefix)
 
 
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="as `jobs list` names it", show_default=False)],
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
+) -> None:
+    """Take a job's definition away: gates refuse its triggers (`job_unknown`) within a second.
+
+    What runs goes on. Tokens bound to the job (`token issue --bound-to`) are dead for good, also when it is applied
+    again; other tokens that grant it start it again then. To stop it for a while, say `enabled = false`.
+
+    Example: tollgate jobs remove reports/nightly
+    """
+    from app import registry
+
+    if not common.run(registry.remove(common.settings_of(bootstrap, prefix), "jobs", name)):
+        common.fail(f"the registry has no job {name}", common.NOTHING_MATCHED)
+    common.say(f"{name} is a job no longer")
+
+
 @app.command("list")
 def list_(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = None) -> None:
     """The job definitions in the registry; one no gate can read is shown with its error.

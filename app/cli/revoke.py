@@ -40,7 +40,7 @@ def revoke(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="the token itself, by its iss and jti; - is stdin; default TOLLGATE_TOKEN",
+            help="the token itself, or its handle, by its iss and jti; - is stdin; default TOLLGATE_TOKEN",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +98,7 @@ def revoke(
         selector, value = "subject_prefix", ""  # of every subject
     elif by_token:
         selector = "jti"
-        unverified_iss, value = _named_by(given.token(token_file))
+        unverified_iss, value = _named_by(given.token(token_file), settings)
         if issuer is not None and issuer != unverified_iss:
             common.fail("the token names another issuer than --issuer", common.USAGE)
         iss = unverified_iss
@@ -109,13 +109,15 @@ def revoke(
     common.print_object(row, output)
 
 
-def _named_by(token: str) -> tuple[str, str]:
+def _named_by(token: str, settings: Settings) -> tuple[str, str]:
     """The issuer and jti a token names. That nothing is verified does no harm: the operator has it in hand."""
+    from app.cli.handles import grant_of
     from app.cli.token import sentence
     from app.gate.reasons import Rejected
     from app.gate.token import parse_unverified
 
-    read = parse_unverified(token)
+    grant = grant_of(token, settings)
+    read = grant if isinstance(grant, Rejected) else parse_unverified(grant)
     if isinstance(read, Rejected):
         common.fail(f"the token cannot be read, so it cannot be used either: {sentence(read)}")
     iss, jti = read.unverified_claims.get("iss"), read.unverified_claims.get("jti")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from app.cli import common, given
+from app.cli import common, given, handles
 from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ def issue(
         str | None, typer.Option(help="aud (default that of this deployment)", show_default=False)
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many tokens, one a line")] = 1,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="print a handle (ref:…), and write what it stands for to Kafka")
+    ] = False,
+    bound_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="it dies with this object of the registry: job/NAME, trust/ISSUER", show_default=False
+        ),
+    ] = None,
     insecure_dev_hs256: Annotated[
         bool, typer.Option("--insecure-dev-hs256", help="sign with the development secret of gate.insecure_dev_hs256")
     ] = False,
@@ -93,7 +102,8 @@ def issue(
 
     With --as (or issuer.identity) the roles of that identity in the registry decide, subject and organisation are its
     own, and every token and every refusal (exit 4) leaves a record on the cluster (`tollgate audit issuance`). Without,
-    whoever holds the key files issues whatever gates may take, with no cluster and no record.
+    whoever holds the key files issues whatever gates may take, with no record, and only --reference and --bound-to need
+    the cluster. A handle says nothing to who sees it and is as good as the token.
 
     Example: tollgate token issue --job reports/nightly --ttl 5m > t.jwt
 
@@ -114,6 +124,7 @@ def issue(
     fixed = given.params(param or [], params_file)
     ttl_s = given.length_s("--ttl", ttl) if ttl is not None else None
     key = _dev_key(settings) if insecure_dev_hs256 else store.signing_key(now_s)
+    bound = None if bound_to is None else common.run(handles.object_of(settings, bound_to))
 
     def make(number: int, of_subject: str, of_org: str) -> mint.Minted | mint.Refusal:
         minted = mint.mint(
@@ -128,9 +139,11 @@ def issue(
                 params=fixed,
                 params_sha256=params_sha256,
                 idempotency_key=idempotency_key and idempotency_key.replace(PLACE, str(number)),
+                bound_to=bound,
             ),
             key,
             now_s,
+            handle=mint.new_handle() if reference else None,
         )
         if number == 0 and not insecure_dev_hs256 and isinstance(minted, mint.Minted):
             store.note_expiry(key.kid, minted.claims.exp)
@@ -142,26 +155,39 @@ def issue(
         asked = Asked(asked_as, given.secret(secret_file), subject, org, tuple(job), uses.value, ttl_s)
         issue_as(settings, asked, count, make)
         return
-    for number in range(count):
+
+    def made(number: int) -> mint.Minted:
         minted = make(number, subject or settings.issuer.subject, org or settings.issuer.org_id)
         if isinstance(minted, mint.Refusal):
             remedy = f"; {BY_CODE[minted.code].remedy}" if minted.code in BY_CODE else ""
             # What was not said at all is no matter of what may be said.
             code = common.NOT_ALLOWED if job and ttl_s is not None else common.USAGE
             common.fail(f"{minted.code}: {minted.sentence}{remedy}", code)
-        print(minted.token)
+        return minted
+
+    if reference:
+        common.run(handles.issue(settings, made, count))
+        return
+    for number in range(count):
+        print(made(number).token)
 
 
 @app.command()
-def inspect(token_file: TokenFile = None, output: Output = None) -> None:
+def inspect(
+    token_file: TokenFile = None, output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = None
+) -> None:
     """Show what a token says of itself. NOTHING IS VERIFIED: anyone can write a token that says anything.
+
+    Of a handle (ref:…), what it stands for is read from Kafka.
 
     Example: tollgate token inspect --token-file t.jwt
     """
     from app.gate.reasons import Rejected
-    from app.gate.token import parse_unverified
+    from app.gate.token import fingerprint, parse_unverified
 
-    read = parse_unverified(given.token(token_file))
+    token = given.token(token_file)
+    grant = handles.grant_of(token, common.settings_of(bootstrap, prefix))
+    read = grant if isinstance(grant, Rejected) else parse_unverified(grant)
     common.say("NOTHING IS VERIFIED: neither who made this token nor whether it was altered (`tollgate token verify`)")
     if isinstance(read, Rejected):
         common.fail(sentence(read))
@@ -170,7 +196,7 @@ def inspect(token_file: TokenFile = None, output: Output = None) -> None:
             "verified": False,
             "unverified_header": read.unverified_header,
             "unverified_claims": read.unverified_claims,
-            "fingerprint": read.fingerprint,
+            "fingerprint": fingerprint(token),
         },
         output,
     )
@@ -191,18 +217,20 @@ def verify(
         bool, typer.Option("--insecure-dev-hs256", help="also accept the development secret")
     ] = False,
     output: Output = None,
+    bootstrap: Bootstrap = None,
     prefix: Prefix = None,
 ) -> None:
     """Verify a token as a gate would now: signature, claims and times; or say which check failed (exit 1).
 
-    Trust rules and revocations are on the cluster: `tollgate explain` asks them too.
+    Trust rules, revocations and what a token is bound to are on the cluster: `tollgate explain` asks them too. Of a
+    handle (ref:…), what it stands for is read from Kafka.
 
     Example: tollgate token verify --token-file t.jwt
     """
     from app.gate.keyset import JWKSInvalid
     from app.gate.reasons import Rejected
 
-    settings = common.settings_of(None, prefix, gate__audience=audience, issuer__issuer=issuer)
+    settings = common.settings_of(bootstrap, prefix, gate__audience=audience, issuer__issuer=issuer)
     token = given.token(token_file)
     try:
         verified = _verify(token, jwks or settings.issuer.jwks_file, settings, insecure=insecure_dev_hs256)
@@ -242,7 +270,8 @@ def _verify(token: str, jwks: Path, settings: Settings, *, insecure: bool) -> di
     from app.gate.keyset import EDDSA, ES256, KeySet, dev_key
     from app.gate.limits import WEBHOOK_LIFETIME_MAX_S
     from app.gate.reasons import Rejected
-    from app.gate.token import VerifiedToken, verify
+    from app.gate.reference import Grants, grant_key, handle_digest
+    from app.gate.token import GrantWanted, VerifiedToken, verify
     from app.trust import load_dev_secret
 
     iss = settings.issuer.issuer
@@ -251,9 +280,16 @@ def _verify(token: str, jwks: Path, settings: Settings, *, insecure: bool) -> di
         keys = KeySet({}, frozenset())
     else:
         keys = KeySet.from_jwks(jwks.read_bytes(), (ES256, EDDSA))
-    verified = verify(token, {iss: keys if secret is None else keys.with_dev_key(dev_key(secret))}, settings.audience)
+    grants, grant = Grants(), handles.grant_of(token, settings)
+    if isinstance(grant, Rejected):
+        return grant
+    grants.apply(grant_key(handle_digest(token)), grant.encode(), appended_at_ms=0)
+    ring = {iss: keys if secret is None else keys.with_dev_key(dev_key(secret))}
+    verified = verify(token, ring, settings.audience, grants)
     if isinstance(verified, Rejected):
         return verified
+    if isinstance(verified, GrantWanted):
+        return Rejected("token_unknown")
     if not isinstance(verified, VerifiedToken):
         return Rejected("kid_unknown", f"{jwks} has no key of that kid")
     claims = verified.claims

@@ -103,8 +103,9 @@ def remove(
 ) -> None:
     """Take an issuer's rule away: gates refuse its tokens (`issuer_untrusted`) within a second.
 
-    What it started goes on. Applying or registering its rule again lets its tokens in again, so a key that leaked is
-    revoked besides: `tollgate token revoke --kid`.
+    What it started goes on. Tokens bound to the rule (`token issue --bound-to`) are dead for good. Applying or
+    registering the rule again lets the others in again, so a key that leaked is revoked besides: `tollgate token
+    revoke --kid`.
 
     Example: tollgate trust remove emitter:ci
     """

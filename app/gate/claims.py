@@ -6,6 +6,7 @@ Called by `token.verify` once the signature holds; what is refused here was sign
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -18,6 +19,18 @@ from app.gate.redact import token_shaped
 Uses = Literal["once", "many"]
 
 
+class BoundTo(msgspec.Struct, frozen=True, gc=False):
+    """The object of the registry that a token lives as long as."""
+
+    object: str  # its key in the registry, such as job/reports/nightly
+    birth_id: str | None = None  # of the one meant: an object made anew has another. None: whichever is there
+
+    def is_gone(self, objects: Mapping[str, str]) -> bool:
+        """Whether it is not there any more. `objects`: registry key → birth id, empty where an object has none."""
+        there = objects.get(self.object)
+        return there is None or (self.birth_id is not None and self.birth_id != there)
+
+
 class Grant(msgspec.Struct, frozen=True, gc=False):
     """What a trigger token permits: the one member of its authorization_details (RFC 9396)."""
 
@@ -25,6 +38,7 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     jobs: tuple[str, ...]  # exact names
     params: dict[str, Any]  # fixed by the issuer; win over the emitter's
     params_sha256: str | None = None  # fixes the digest of the emitter's params (canonical JSON, hex)
+    bound_to: BoundTo | None = None
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +59,8 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
 
 
 GRANT_TYPE: Final = "job_trigger"
-_GRANT_MEMBERS: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256"))
+_GRANT_MEMBERS: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256", "bound_to"))
+_BOUND_TO_MEMBERS: Final = frozenset(("object", "birth_id"))
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NO_PARAMS: Final[dict[str, Any]] = {}
 
@@ -148,7 +163,18 @@ def _grant(details: Any) -> Grant:
     digest = grant.get("params_sha256")
     if (digest is not None or "params_sha256" in grant) and not (type(digest) is str and _SHA256_HEX.fullmatch(digest)):
         raise ClaimRefused("grant_malformed", "params_sha256 is not 64 hexadecimal digits")
-    return Grant(_texts(grant, "actions"), _texts(grant, "jobs"), params, digest)
+    bound_to = _bound_to(grant["bound_to"]) if "bound_to" in grant else None
+    return Grant(_texts(grant, "actions"), _texts(grant, "jobs"), params, digest, bound_to)
+
+
+def _bound_to(value: Any) -> BoundTo:
+    if type(value) is not dict or not {"object"} <= value.keys() <= _BOUND_TO_MEMBERS:
+        raise ClaimRefused("grant_malformed", "bound_to is not an object of object and, if need be, birth_id")
+    limit = {"object": limits.REGISTRY_KEY_MAX_CHARACTERS, "birth_id": limits.BIRTH_ID_MAX_CHARACTERS}
+    for name, text in value.items():
+        if not (type(text) is str and 0 < len(text) <= limit[name] and text.isprintable()):
+            raise ClaimRefused("grant_malformed", f"bound_to.{name} is not a text of 1 to {limit[name]} characters")
+    return BoundTo(value["object"], value.get("birth_id"))
 
 
 def _texts(grant: dict[str, Any], member: str) -> tuple[str, ...]:

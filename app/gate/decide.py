@@ -18,7 +18,7 @@ from app.gate.policy import Authorized, merge_params, within_grace
 from app.gate.reasons import Rejected
 from app.gate.run_id import make_run_id, run_id_text, run_seed
 from app.gate.standing import Memo, Standing, World, bearer_of, emitter, stand
-from app.gate.token import KeyWanted, Signed, VerifiedToken, accept, holds_signature, read_signed
+from app.gate.token import GrantWanted, KeyWanted, Signed, VerifiedToken, accept, holds_signature, read_signed
 from app.gate.trigger import Record, Trigger, parse
 
 __all__ = [
@@ -77,10 +77,10 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """It cannot be decided yet: an issuer's keys are missing. Never a refusal."""
+    """It cannot be decided yet: an issuer's keys are missing, or what a handle stands for. Never a refusal."""
 
     request: Request
-    wanted: KeyWanted
+    wanted: KeyWanted | GrantWanted
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -111,7 +111,7 @@ def admit(record: Record, world: World, memo: Memo, *, wait_for_keys: bool = Tru
     """Stages 1 to 3 of a record of the triggers topic.
 
     `memo` is the world's, or an empty one. With `wait_for_keys` false a kid that a loaded key set lacks is refused
-    (`kid_unknown`) instead of held.
+    (`kid_unknown`) instead of held, and a handle that the table of grants lacks (`token_unknown`).
     """
     return admit_all([record], world, memo, wait_for_keys=wait_for_keys)[0]
 
@@ -153,7 +153,7 @@ def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Ope
         token = memo.tokens.get(text)
         if token is not None:
             return _judge(source, trigger, token, world, memo, memo.presented, text)
-        signed = read_signed(text, world.ring)
+        signed = read_signed(text, world.ring, world.grants)
     except Exception as error:
         return Refused(Request(source), internal_deny(error))
     match signed:
@@ -165,6 +165,10 @@ def _open(record: Record, world: World, memo: Memo, wait_for_keys: bool) -> _Ope
             if signed.kid is None or wait_for_keys:
                 return Held(Request(source, trigger), signed)
             return Refused(Request(source, trigger), Rejected("kid_unknown"))
+        case GrantWanted():
+            if wait_for_keys:
+                return Held(Request(source, trigger), signed)
+            return Refused(Request(source, trigger), Rejected("token_unknown"))
 
 
 def _check(signed: Signed) -> bool | Exception:

@@ -55,6 +55,7 @@ class TrustRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subjects: tuple[Name, ...]  # patterns: a trailing * matches any rest
     jobs: tuple[Name, ...]  # patterns likewise
     max_lifetime_s: Annotated[int, Meta(ge=1, le=limits.WEBHOOK_LIFETIME_MAX_S)]
+    birth_id: BirthId | None = None
 
 
 class AllowedIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +80,7 @@ class JobRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[int, Meta(ge=1, le=JOB_TIMEOUT_MAX_S)] = limits.JOB_TIMEOUT_DEFAULT_S
     idempotency_from_ce_id: bool = False
     allowlist: tuple[AllowedIdentity, ...] | None = None  # None: whoever has a token for it
+    birth_id: BirthId | None = None
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -124,6 +126,20 @@ def job_key(name: str) -> bytes:
 def trust_key(issuer: str) -> bytes:
     """The registry's key of a trust rule."""
     return (TRUST_PREFIX + issuer).encode()
+
+
+def birth_id_in(value: bytes | None) -> str | None:
+    """The birth id of an object of the registry, of any kind; empty where it has none; None where nothing is."""
+    if value is None:
+        return None
+    try:
+        members = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if type(members) is not dict:
+        return None
+    birth_id = members.get("birth_id")
+    return birth_id if type(birth_id) is str else ""
 
 
 def job_from_record(key: bytes, value: bytes) -> Job | str:

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from app.gate import decide
-from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Memo, Refused, World
-from app.gate.reasons import REASONS
+from app.gate.decide import Accepted, Admitted, AlreadyCommitted, Duplicate, Held, Memo, Refused, Request, World
+from app.gate.reasons import REASONS, Rejected
 from app.gate.run_id import make_run_id, run_id_text
-from app.gate.token import VerifiedToken
+from app.gate.token import GrantWanted, KeyWanted, VerifiedToken
 from app.gate.trigger import Record, Trigger
 
 Result = Literal["pass", "fail", "not reached"]
@@ -53,10 +53,7 @@ def explain(
     admitted = decide.admit(record, world, Memo(), wait_for_keys=True)
     match admitted:
         case Held():
-            request = admitted.request
-            what = f"key {admitted.wanted.kid}" if admitted.wanted.kid else "key set"
-            facts = _facts(request.trigger, None) | {"waits_for": f"the {what} of {admitted.wanted.iss}"}
-            return Explanation("held", None, None, None, facts, _checks("kid_unknown", stops=True))
+            return _held(admitted.request, admitted.wanted)
         case Refused(request=presented):
             return _refused(admitted, _facts(presented.trigger, presented.token))
     facts = _facts(admitted.trigger, admitted.token) | {
@@ -68,6 +65,17 @@ def explain(
     if admitted.identity is not None and admitted.home != record.partition and not look_away:
         return Explanation("away", None, None, admitted.home, facts, _checks("queue_age_exceeded", stops=True))
     return _settled(admitted, decide.settle(admitted, packed_entry, lane_clock_ms, world), world, facts)
+
+
+def _held(request: Request, wanted: KeyWanted | GrantWanted) -> Explanation:
+    facts = _facts(request.trigger, None)
+    if isinstance(wanted, GrantWanted):  # whoever explains has just read the grants: there is none
+        return _refused(Refused(request, Rejected("token_unknown")), facts)
+    what = f"key {wanted.kid}" if wanted.kid else "key set"
+    return Explanation(
+        "held", None, None, None, facts | {"waits_for": f"the {what} of {wanted.iss}"},
+        _checks("kid_unknown", stops=True),
+    )  # fmt: skip
 
 
 def _settled(
@@ -129,4 +137,7 @@ def _facts(trigger: Trigger | None, token: VerifiedToken | None) -> dict[str, An
             "uses": claims.uses, "issued_at_s": claims.iat, "not_before_s": claims.nbf, "expires_at_s": claims.exp,
             "granted_jobs": list(claims.grant.jobs), "token_fingerprint": token.fingerprint,
         }  # fmt: skip
+        bound_to = claims.grant.bound_to
+        if bound_to is not None:
+            facts |= {"bound_to": bound_to.object, "bound_to_birth_id": bound_to.birth_id}
     return facts

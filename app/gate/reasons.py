@@ -154,8 +154,15 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "token_malformed",
         _V,
-        "not a JWS in compact form: three parts of strict base64url",
+        "neither a JWS in compact form (three parts of strict base64url) nor a handle (ref: and 43 characters)",
         "present the token exactly as it was issued",
+    ),
+    Reason(
+        "token_unknown",
+        _V,
+        "no grant is known under this handle",
+        "present the handle exactly as it was issued, to the deployment it was issued for",
+        transient=True,
     ),
     Reason(
         "token_json_malformed",
@@ -281,6 +288,12 @@ REASONS: Final[tuple[Reason, ...]] = (
         _V,
         "revoked: the token, its subject or a prefix of it, a job it grants, its class, its key or its issuer",
         "get a new token, if you may",
+    ),
+    Reason(
+        "bound_object_gone",
+        _V,
+        "what the token is bound to is no longer in the registry, or was made anew since",
+        "get a token for what is there now",
     ),
     # ── 3 authorize: the token may start this job with these parameters ──
     Reason("permission_missing", _A, "the grant lacks the action 106-Trigger", "issue with the action 106-Trigger"),

@@ -34,6 +34,10 @@ class Revocation(msgspec.Struct, frozen=True):
     by: str
     keep_until_s: int = KEEP_FOR_EVER  # from then on the record may go: every token it refuses has expired
 
+    def is_outlived(self, now_s: int) -> bool:
+        """Whether every token it refuses has expired."""
+        return self.keep_until_s != KEEP_FOR_EVER and self.keep_until_s < now_s
+
 
 def revocation_key(issuer: str, selector: Selector, value: str) -> bytes:
     """The record's key: a JSON array, so that no separator inside an issuer can make two revocations one."""
@@ -124,11 +128,11 @@ class Revocations:
 
     def outlived(self, now_s: int) -> list[bytes]:
         """Keys of records that may be cleaned away: every token they refuse has expired."""
-        return [
-            known
-            for known, entry in self._entries.items()
-            if entry.keep_until_s != KEEP_FOR_EVER and entry.keep_until_s < now_s
-        ]
+        return [known for known, entry in self._entries.items() if entry.is_outlived(now_s)]
+
+    def by_key(self) -> dict[bytes, Revocation]:
+        """What is revoked, by the keys of the records."""
+        return dict(self._entries)
 
     def entries(self) -> list[Revocation]:
         """What is revoked, for listing."""

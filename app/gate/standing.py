@@ -19,6 +19,7 @@ from app.gate.mapping import NO_RULES, MappingRules
 from app.gate.policy import Job, Revocations, TrustRule, check_bearer, check_time, granted_job, permit
 from app.gate.reasons import Rejected
 from app.gate.records import IssuerAndSubject, TokenReference
+from app.gate.reference import NO_GRANTS, Grants
 from app.gate.token import Claims, VerifiedToken
 
 MEMO_MAX: Final = 20_000  # webhook tokens, about 2 KiB each; and bearers
@@ -126,6 +127,8 @@ class World(msgspec.Struct, frozen=True):
     mapping: MappingRules = NO_RULES
     registry_offset: int = 0  # how far the two tables had been read
     revocations_offset: int = 0
+    grants: Grants = NO_GRANTS  # what handles stand for
+    objects: Mapping[str, str] = {}  # everything in the registry, by its key: its birth id, or empty
     # Of this world alone: what was verified with keys of the one before must not outlive it.
     memo: Memo = msgspec.field(default_factory=Memo)
 
@@ -166,6 +169,8 @@ def stand(
         return refusal
     if world.revocations.covers(claims):
         return Rejected("token_revoked")
+    if claims.grant.bound_to is not None and claims.grant.bound_to.is_gone(world.objects):
+        return Rejected("bound_object_gone", "the registry holds it no longer")
     # 3 authorize: what is mapped to the token, then the job
     if bearer.mapping is not None:
         name = granted_job(claims, bearer.rule, job)

@@ -8,10 +8,14 @@ Nothing unverified leaves this module under a name that does not say so.
   4 issuer and key  iss is read unverified, to find the key and for nothing else
   5 signature       with the key's own algorithm
   6 claims          audience, lifetime, identity, grant: their presence and form
+
+A handle (`ref:…`) is looked up, and what it stands for goes the same way, but that its typ is another and that it names
+the handle: neither is accepted in the other's place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -24,11 +28,12 @@ from app.gate.jws import ABSENT, read_jws
 from app.gate.keyset import EDDSA, ES256, HS256, KeyRing, VerificationKey, is_kid
 from app.gate.quick import QuickClaims, quick_claims
 from app.gate.reasons import Rejected
+from app.gate.reference import GRANT_TYP, HANDLE_START, HASH_CLAIM, NO_GRANTS, Grants, handle_digest, is_handle
 from app.gate.strict_json import JSONRefused, loads_object
 
 __all__ = [
-    "CLASSES", "Claims", "Grant", "KeyWanted", "UnverifiedToken", "Uses", "VerifiedToken", "fingerprint",
-    "parse_unverified", "verify",
+    "CLASSES", "Claims", "Grant", "GrantWanted", "KeyWanted", "UnverifiedToken", "Uses", "VerifiedToken",
+    "fingerprint", "parse_unverified", "verify",
 ]  # fmt: skip
 
 
@@ -47,6 +52,12 @@ class KeyWanted(msgspec.Struct, frozen=True):
     kid: str | None
 
 
+class GrantWanted(msgspec.Struct, frozen=True):
+    """Nothing is known under this handle: nobody issued it, or somebody has just now."""
+
+    digest: bytes
+
+
 class UnverifiedToken(NamedTuple):
     """What a token says of itself. Anyone can write this."""
 
@@ -57,6 +68,7 @@ class UnverifiedToken(NamedTuple):
 
 # typ → the class of token. Other classes (user, host, execution, task) start no jobs (RFC 8725 section 3.11).
 CLASSES: Final = {"trigger+jwt": "trigger"}
+_CLASSES_OF_GRANTS: Final = {GRANT_TYP: "trigger"}  # likewise of what a handle stands for
 _ALGORITHMS: Final = frozenset((ES256, EDDSA, HS256))
 _FINGERPRINT_DIGITS: Final = 32
 
@@ -64,7 +76,7 @@ _FINGERPRINT_DIGITS: Final = 32
 class Signed(msgspec.Struct, frozen=True, gc=False):
     """A token read as far as its signature. Nothing in it is verified yet."""
 
-    unverified_token: str
+    unverified_token: str  # as presented: of a grant, the handle
     unverified_claims: dict[str, Any]
     unverified_quick: QuickClaims | None  # the same, where a quick reading did
     signing_input: bytes
@@ -73,18 +85,40 @@ class Signed(msgspec.Struct, frozen=True, gc=False):
     token_class: str
 
 
-def verify(unverified_token: str, ring: KeyRing, audience: str) -> VerifiedToken | Rejected | KeyWanted:
-    """Verify a JWS in compact form (RFC 7515) and the shape of its claims (RFC 7519, RFC 8725)."""
-    signed = read_signed(unverified_token, ring)
+def verify(
+    unverified_token: str, ring: KeyRing, audience: str, grants: Grants = NO_GRANTS
+) -> VerifiedToken | Rejected | KeyWanted | GrantWanted:
+    """Verify a JWS in compact form (RFC 7515), or a handle, and the shape of its claims (RFC 7519, RFC 8725)."""
+    signed = read_signed(unverified_token, ring, grants)
     if not isinstance(signed, Signed):
         return signed
     return accept(signed, holds_signature(signed), audience)
 
 
-def read_signed(unverified_token: str, ring: KeyRing) -> Signed | Rejected | KeyWanted:
+def read_signed(unverified_token: str, ring: KeyRing, grants: Grants) -> Signed | Rejected | KeyWanted | GrantWanted:
     """Steps 1 to 4: everything that needs no signature."""
+    if not unverified_token.startswith(HANDLE_START):
+        return _read_signed(unverified_token, unverified_token, ring, CLASSES)
+    if len(unverified_token) > limits.TOKEN_MAX_BYTES:
+        return Rejected("token_too_large", f"more than {limits.TOKEN_MAX_BYTES} bytes")
+    if not is_handle(unverified_token):
+        return Rejected("token_malformed", "not a handle: ref: and 43 characters of strict base64url")
+    digest = handle_digest(unverified_token)
+    unverified_jws = grants.get(digest)
+    if unverified_jws is None:
+        return GrantWanted(digest)
+    signed = _read_signed(unverified_jws, unverified_token, ring, _CLASSES_OF_GRANTS)
+    if isinstance(signed, Signed) and signed.unverified_claims.get(HASH_CLAIM) != digest.hex():
+        # A good grant, copied to where another handle finds it. The signature, checked next, covers what it names.
+        return Rejected("token_unknown", "the grant under it was made for another handle")
+    return signed
+
+
+def _read_signed(
+    unverified_jws: str, presented: str, ring: KeyRing, classes: Mapping[str, str]
+) -> Signed | Rejected | KeyWanted:
     # 1 size, 2 form
-    read = read_jws(unverified_token)
+    read = read_jws(unverified_jws)
     if isinstance(read, Rejected):
         return read
     signing_input, header, claims_json, signature = read
@@ -109,13 +143,13 @@ def read_signed(unverified_token: str, ring: KeyRing) -> Signed | Rejected | Key
         or (key is not None and algorithm != key.algorithm)
     ):
         return Rejected("algorithm_not_allowed")
-    token_class = CLASSES.get(typ) if type(typ) is str else None
+    token_class = classes.get(typ) if type(typ) is str else None
     if token_class is None:
         return Rejected("token_type_invalid")
     if key is None:
         return _no_key(kid, unverified, ring)
 
-    return Signed(unverified_token, unverified, quick, signing_input, signature, key, token_class)
+    return Signed(presented, unverified, quick, signing_input, signature, key, token_class)
 
 
 def holds_signature(signed: Signed) -> bool:

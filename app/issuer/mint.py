@@ -1,4 +1,5 @@
-"""Making trigger tokens: what a gate would refuse is refused here first, and what must not be asked for at all.
+"""Making trigger tokens, and the grants of handles: what a gate would refuse is refused here first, and what must not
+be asked for at all.
 
 A token is handed out only after the gate's own `verify` has taken it.
 """
@@ -14,8 +15,8 @@ from typing import Any, Final, NamedTuple
 
 import jwt
 
-from app.gate import limits
-from app.gate.claims import GRANT_TYPE
+from app.gate import base64url, limits
+from app.gate.claims import GRANT_TYPE, BoundTo
 from app.gate.keyset import (
     DEV_KID,
     HS256,
@@ -28,7 +29,16 @@ from app.gate.keyset import (
 from app.gate.quick import TRIGGER_ACTION
 from app.gate.reasons import Rejected
 from app.gate.redact import token_shaped
-from app.gate.token import Claims, Uses, VerifiedToken, verify
+from app.gate.reference import (
+    GRANT_TYP,
+    HANDLE_BYTES,
+    HANDLE_START,
+    HASH_CLAIM,
+    Grants,
+    grant_key,
+    handle_digest,
+)
+from app.gate.token import Claims, GrantWanted, KeyWanted, Uses, VerifiedToken, verify
 from app.issuer.keystore import Keystore, SigningKey
 
 TYP: Final = "trigger+jwt"
@@ -50,14 +60,19 @@ class TriggerTokenRequest:
     params_sha256: str | None = None
     idempotency_key: str | None = None
     act: Mapping[str, Any] | None = None  # who acts for the subject (RFC 8693 section 4.1)
+    bound_to: BoundTo | None = None
 
 
 class Minted(NamedTuple):
-    """A token, fit to be handed to who asked, and what it says."""
+    """A token, fit to be handed to who asked, and what it says.
+
+    A handle is fit for that once its `grant`, key and value of a record of the topic `grants`, is committed.
+    """
 
     token: str
     claims: Claims
     fingerprint: str
+    grant: tuple[bytes, bytes] | None = None
 
 
 class Refusal(NamedTuple):
@@ -80,8 +95,19 @@ def dev_signing_key(secret: bytes) -> SigningKey:
     return SigningKey(DEV_KID, HS256, secret)
 
 
-def mint(request: TriggerTokenRequest, signing_key: SigningKey, now_s: int, jti: str | None = None) -> Minted | Refusal:
-    """Make a token. `now_s` and `jti` are arguments for tests; a jti not given is 128 random bits."""
+def new_handle() -> str:
+    """A reference token: 256 random bits, which say nothing."""
+    return HANDLE_START + base64url.encode(secrets.token_bytes(HANDLE_BYTES))
+
+
+def mint(
+    request: TriggerTokenRequest, signing_key: SigningKey, now_s: int, jti: str | None = None,
+    handle: str | None = None,
+) -> Minted | Refusal:  # fmt: skip
+    """Make a token, or the grant that a handle is to stand for.
+
+    `now_s` and `jti` are arguments for tests; a jti not given is 128 random bits.
+    """
     refusal = _refuse(request)
     if refusal is not None or request.ttl_s is None:
         return refusal or Refusal("ttl_missing", "")
@@ -90,6 +116,9 @@ def mint(request: TriggerTokenRequest, signing_key: SigningKey, now_s: int, jti:
         grant["params"] = dict(request.params)
     if request.params_sha256 is not None:
         grant["params_sha256"] = request.params_sha256
+    if request.bound_to is not None:
+        born = {} if request.bound_to.birth_id is None else {"birth_id": request.bound_to.birth_id}
+        grant["bound_to"] = {"object": request.bound_to.object, **born}
     claims: dict[str, Any] = {
         "iss": request.issuer,
         "aud": request.audience,
@@ -106,19 +135,30 @@ def mint(request: TriggerTokenRequest, signing_key: SigningKey, now_s: int, jti:
         claims["idempotency_key"] = request.idempotency_key
     if request.act is not None:
         claims["act"] = dict(request.act)
-    token = jwt.encode(
-        claims, signing_key.private, algorithm=signing_key.algorithm, headers={"kid": signing_key.kid, "typ": TYP}
-    )
+    grants, record = Grants(), None
+    if handle is None:
+        token = presented = _sign(claims, signing_key, TYP)
+    else:
+        digest, presented = handle_digest(handle), handle
+        token = _sign(claims | {HASH_CLAIM: digest.hex()}, signing_key, GRANT_TYP)
+        record = grant_key(digest), token.encode()
+        grants.apply(*record, appended_at_ms=now_s * 1000)
     # Whatever is still wrong with it (size, an odd number, a claim too long), the gate says in its own words.
     key = _verification_key(signing_key)
     ring = {request.issuer: KeySet({key.kid: key}, frozenset((key.algorithm,)))}
-    match verify(token, ring, request.audience):
+    match verify(presented, ring, request.audience, grants):
         case VerifiedToken(claims=verified, fingerprint=fingerprint):
-            return Minted(token, verified, fingerprint)
+            return Minted(presented, verified, fingerprint, record)
         case Rejected(code=code, detail=detail) as rejected:
             return Refusal(code, detail or rejected.reason.meaning)
-        case wanted:  # our own key and kid: only a kid or issuer the gate could not read
-            return Refusal("claim_malformed", f"the gate could not look up the key for {wanted.iss!r}")
+        case GrantWanted():  # what `apply` would not take
+            return Refusal("token_too_large", f"a grant has at most {limits.TOKEN_MAX_BYTES} bytes")
+        case KeyWanted(iss=iss):  # our own key and kid: only a kid or issuer the gate could not read
+            return Refusal("claim_malformed", f"the gate could not look up the key for {iss!r}")
+
+
+def _sign(claims: Mapping[str, Any], key: SigningKey, typ: str) -> str:
+    return jwt.encode(dict(claims), key.private, algorithm=key.algorithm, headers={"kid": key.kid, "typ": typ})
 
 
 def _refuse(request: TriggerTokenRequest) -> Refusal | None:

@@ -74,16 +74,20 @@ ROLES: Final[dict[Role, About]] = {
     Role.API: About("the HTTP door, for emitters that are no Kafka clients", ("serve",)),
     Role.OPS: About(
         "whoever says which jobs and issuers there are, and looks after refusals",
-        ("jobs apply", "jobs list", "allowlist suggest", "trust apply", "trust list", "trust register", "trust remove",
-         "identities apply", "identities list", "identities rotate", "identities disable", "identities enable",
-         "identities remove", "policy apply", "policy show", "policy remove", "token revoke", "dead-letters",
-         "receipts", "audit", "audit issuance", "explain FILE", "topics check", "doctor"),
+        ("jobs apply", "jobs list", "jobs remove", "allowlist suggest", "trust apply", "trust list", "trust register",
+         "trust remove", "identities apply", "identities list", "identities rotate", "identities disable",
+         "identities enable", "identities remove", "policy apply", "policy show", "policy remove", "token revoke",
+         "revocations list", "revocations lift", "revocations clean", "dead-letters", "receipts", "audit",
+         "audit issuance", "explain FILE", "topics check", "doctor"),
     ),
     Role.AUDITOR: About(
         "whoever looks and changes nothing",
         ("audit", "audit verify", "audit issuance", "receipts", "dead-letters", "jobs tail"),
     ),
-    Role.ISSUER: About("whoever makes tokens, and takes them back", ("token issue --as", "token revoke")),
+    Role.ISSUER: About(
+        "whoever makes tokens, and takes them back",
+        ("token issue --as", "token issue --reference", "token issue --bound-to", "token inspect", "token revoke"),
+    ),
     Role.ADMIN: About("sets the deployment up and mends it; used rarely", ("topics create", "topics accept-gap")),
 }  # fmt: skip
 
@@ -106,12 +110,14 @@ TOPIC_ACCESS: Final[dict[Topic, Mapping[Role, tuple[Operation, ...]]]] = {
         Role.AUDITOR: (_R,),
         Role.ADMIN: (_R, _W),
     },
-    # The root of trust; the deployment record, written once, is in it too.
+    # The root of trust; the deployment record, written once, is in it too. An issuer binds tokens to what is there.
     Topic.REGISTRY: {Role.GATE: (_R,), Role.API: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_R,), Role.ADMIN: (_R, _W)},
     # Whoever may write here may also take a revocation back: Kafka does not tell a tombstone from a record.
     Topic.REVOCATIONS: {Role.GATE: (_R,), Role.API: (_R,), Role.OPS: (_R, _W), Role.ISSUER: (_W,)},
     # Who was given which token, and who was refused one.
     Topic.ISSUANCE: {Role.ISSUER: (_R, _W), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
+    # What handles stand for, signed; and hashes, of which nobody makes a handle.
+    Topic.GRANTS: {Role.GATE: (_R,), Role.API: (_R,), Role.OPS: (_R,), Role.ISSUER: (_R, _W)},
 }
 
 # On every topic, beside the above: a gate refuses to start on wrong settings, so it must see them.
@@ -126,6 +132,7 @@ GATE_GROUP: Final = "gate"  # the default of setting gate.group
 OWN_GROUPS: Final = (Role.EMITTER, Role.WORKER, Role.OPS, Role.AUDITOR)
 LANE_IDS: Final = "lane-"
 REGISTRY_ID: Final = "registry"
+REVOCATIONS_ID: Final = "revocations"
 
 
 def grants(prefix: str, gate_group: str = GATE_GROUP) -> Iterator[Grant]:
@@ -143,7 +150,8 @@ def grants(prefix: str, gate_group: str = GATE_GROUP) -> Iterator[Grant]:
     # A lane's transactional id is its lock: whoever may use it may fence the lane.
     for role in (Role.GATE, Role.ADMIN):
         yield Grant(role, Resource.TRANSACTIONAL_ID, prefix + LANE_IDS, True, (_W,))
-    yield Grant(Role.OPS, Resource.TRANSACTIONAL_ID, prefix + REGISTRY_ID, False, (_W,))
+    for name in (REGISTRY_ID, REVOCATIONS_ID):
+        yield Grant(Role.OPS, Resource.TRANSACTIONAL_ID, prefix + name, False, (_W,))
 
 
 def allows(granted: Iterable[Grant], role: Role, resource: Resource, name: str, operation: Operation) -> bool:

@@ -98,16 +98,18 @@ def create_topics(settings: Settings, lanes: int | None = None, replication_fact
     admin = connect(settings.kafka)
     cluster = describe(admin, settings)
     record = _record(settings, cluster)
-    if record is not None:
-        if lanes not in {None, record.lanes}:
-            raise TopicsError(f"this deployment has {record.lanes} lanes, and lanes cannot be added or taken later")
-        return Created([], [], _check(settings, cluster))
-    lanes = _lanes(settings, cluster, lanes)
+    if record is not None and lanes not in {None, record.lanes}:
+        raise TopicsError(f"this deployment has {record.lanes} lanes, and lanes cannot be added or taken later")
+    lanes = record.lanes if record is not None else _lanes(settings, cluster, lanes)
+    # A topic that was there at the founding is never made again: what it held is gone.
+    missing = [t for t in Topic if t not in cluster.topics and not (record and record.holds(t, settings.kafka.prefix))]
     added = _add_topics(
-        admin, settings, cluster, lanes, replication_factor or min(REPLICATION_DEFAULT, cluster.brokers)
+        admin, settings, cluster, missing, lanes, replication_factor or min(REPLICATION_DEFAULT, cluster.brokers)
     )
     if added:
-        cluster = _await_leaders(admin, settings)
+        cluster = _await_leaders(admin, settings, [*cluster.topics, *missing])
+    if record is not None:
+        return Created(added, [], _check(settings, cluster))
     records = _add_founding_records(admin, settings, cluster, lanes)
     return Created(added, records, _check(settings, cluster))
 
@@ -181,8 +183,11 @@ def _lanes(settings: Settings, cluster: Cluster, wanted: int | None) -> int:
 
 
 def _add_topics(
-    admin: AdminClient, settings: Settings, cluster: Cluster, lanes: int, replication_factor: int
-) -> list[str]:
+    admin: AdminClient, settings: Settings, cluster: Cluster, topics: Sequence[Topic], lanes: int,
+    replication_factor: int,
+) -> list[str]:  # fmt: skip
+    if not topics:
+        return []
     if replication_factor > cluster.brokers:
         raise TopicsError(f"replication factor {replication_factor} needs as many brokers; there are {cluster.brokers}")
     timeout_s = settings.kafka.request_timeout_ms / 1_000
@@ -193,11 +198,8 @@ def _add_topics(
             replication_factor=replication_factor,
             config=topic_settings(topic, replication_factor),
         )
-        for topic in Topic
-        if topic not in cluster.topics
+        for topic in topics
     ]
-    if not wanted:
-        return []
     added = []
     for name, future in admin.create_topics(wanted, operation_timeout=timeout_s, request_timeout=timeout_s).items():
         try:
@@ -216,14 +218,14 @@ def _add_topics(
     return added
 
 
-def _await_leaders(admin: AdminClient, settings: Settings) -> Cluster:
+def _await_leaders(admin: AdminClient, settings: Settings, topics: Sequence[Topic]) -> Cluster:
     """The cluster once every new partition has a leader, and that leader knows it: each broker learns for itself."""
     deadline = time.monotonic() + LEADER_TIMEOUT_S
     while True:
         try:
             cluster = describe(admin, settings)
             waiting = [
-                t.named(settings.kafka.prefix) for t in Topic if t not in cluster.topics or not cluster.topics[t].led
+                t.named(settings.kafka.prefix) for t in topics if t not in cluster.topics or not cluster.topics[t].led
             ]
             if not waiting:
                 _first_offsets(

@@ -153,7 +153,7 @@ class Cluster:
                 for part, next_offset in batch.visible(raw, aborted, position):
                     if part is not None:
                         chunk += [
-                            ReadRecord(r.offset, r.key, r.value)
+                            ReadRecord(r.offset, r.key, r.value, r.timestamp)
                             for r in batch.Records(part, self._max_batch_bytes * 16).take(ALL)
                             if position <= r.offset < end
                         ]

@@ -53,6 +53,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.taken_at_s = 0.0  # monotonic
         self.cause: str | None = None  # for which its lane holds
         self._since_s: float | None = None
         self._again_at_s = 0.0
@@ -80,6 +81,7 @@ class Waiting:
     def fill(self, tail: Tail | None, limit: int, max_bytes: int) -> None:
         """More is taken when all was decided: a list is never longer than one taking, in records and in bytes."""
         if tail is not None and not self.records:
+            self.taken_at_s = time.monotonic()
             self.records = tail.take(limit, max_bytes)
 
     def next_offset(self, tail: Tail) -> int:

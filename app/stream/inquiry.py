@@ -54,8 +54,9 @@ async def connected(
         codec=gate.compression, max_batch_bytes=gate.expanded_batch_max_bytes,
     )  # fmt: skip
     tables = Tables(
-        cluster, (Topic.REGISTRY.named(prefix), 0), (Topic.REVOCATIONS.named(prefix), 0), JwksFollower(settings),
-        empty_world(settings, found), gate.max_staleness_ms / 1000,
+        cluster, (Topic.REGISTRY.named(prefix), 0), (Topic.REVOCATIONS.named(prefix), 0),
+        (Topic.GRANTS.named(prefix), 0), JwksFollower(settings), empty_world(settings, found),
+        gate.max_staleness_ms / 1000,
     )  # fmt: skip
     tables.watchers.extend(watchers)
     await cluster.start()

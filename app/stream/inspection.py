@@ -48,6 +48,10 @@ class DeploymentRecord(msgspec.Struct, frozen=True):
     lanes: int
     topics: dict[str, str]  # name → topic id
 
+    def holds(self, topic: Topic, prefix: str) -> bool:
+        """Whether the topic was there at the founding; a later version may read one more."""
+        return topic.named(prefix) in self.topics
+
 
 class Cluster(NamedTuple):
     """What a cluster answered: the deployment's topics that exist, and how many brokers there are."""

@@ -10,6 +10,7 @@ import msgspec
 
 from app.gate import decide, outputs
 from app.gate.decide import Held, Refused, World
+from app.gate.token import GrantWanted, KeyWanted
 from app.gate.trigger import Record
 from app.stream.tables import Tables
 from app.stream.turn import Behind, Foreign, Judged
@@ -35,12 +36,13 @@ class Judge:
         self._lane, self._tables = lane, tables
 
     def slice(
-        self, handoffs: Sequence[Record], triggers: Sequence[Record], world: World,
+        self, handoffs: Sequence[Record], triggers: Sequence[Record], world: World, taken_at_s: float,
         looked_for: tuple[object, object] = (None, None),
     ) -> Slice:  # fmt: skip
         """As much as a slice's time allows, handoffs before triggers; at least one run, if anything is there.
 
-        `looked_for` is what the first handoff and the first trigger have waited for: they do so once.
+        `taken_at_s` is when the triggers were taken (monotonic). `looked_for` is what the first handoff and the first
+        trigger have waited for: for a key they do so once.
         """
         end = time.monotonic() + SLICE_S
         judged = Slice([], [])
@@ -53,16 +55,19 @@ class Judge:
                 return judged
         held: Held | None = None
         for start in range(0, len(triggers), RUN_RECORDS):
-            held = self._triggers(triggers[start : start + RUN_RECORDS], world, looked_for[1], judged.triggers)
+            run = triggers[start : start + RUN_RECORDS]
+            held = self._triggers(run, world, taken_at_s, looked_for[1], judged.triggers)
             if held is not None or time.monotonic() > end:
                 break
         return judged._replace(handoffs_wait=behind, triggers_wait=held)
 
-    def _triggers(self, run: Sequence[Record], world: World, looked_for: object, judged: list[Judged]) -> Held | None:
+    def _triggers(
+        self, run: Sequence[Record], world: World, taken_at_s: float, looked_for: object, judged: list[Judged]
+    ) -> Held | None:
         for record, result in zip(run, decide.admit_all(run, world, world.memo), strict=True):
             admitted = result
             if isinstance(admitted, Held):
-                if admitted.wanted != looked_for and self._tables.may_fetch(admitted.wanted):
+                if self._may_wait(admitted.wanted, taken_at_s, looked_for):
                     return admitted
                 admitted = decide.admit(record, world, world.memo, wait_for_keys=False)
                 if isinstance(admitted, Held):  # no key set at all
@@ -72,6 +77,12 @@ class Judge:
                 log.error(Event.INTERNAL_DENY, lane=self._lane, offset=record.offset, detail=detail)
             judged.append(Judged(record, admitted))
         return None
+
+    def _may_wait(self, wanted: KeyWanted | GrantWanted, taken_at_s: float, looked_for: object) -> bool:
+        """Whether a record waits for that. For a grant it does until one look, of all there was, came to its end."""
+        if isinstance(wanted, KeyWanted) and wanted == looked_for:
+            return False
+        return self._tables.may_fetch(wanted, taken_at_s)
 
     def _handoffs(
         self, run: Sequence[Record], world: World, looked_for: object, judged: list[Judged]
@@ -93,6 +104,6 @@ class Judge:
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:
             return Behind()
         result = decide.readmit(source, trigger, token, world, world.memo)
-        if isinstance(result, Held) and (result.wanted == looked_for or not self._tables.may_fetch(result.wanted)):
+        if isinstance(result, Held) and not self._may_wait(result.wanted, time.monotonic(), looked_for):
             result = decide.readmit(source, trigger, token, world, world.memo, wait_for_keys=False)
         return result if isinstance(result, Held) else Judged(record, result, handoff)

@@ -21,6 +21,7 @@ from app.gate.decide import Held
 from app.gate.original import Seal
 from app.gate.outputs import Place
 from app.gate.records import Checkpoint
+from app.gate.token import KeyWanted
 from app.stream import restore
 from app.stream import store as stores
 from app.stream.clock import LaneClock
@@ -366,7 +367,7 @@ class Lane:
             if not handoffs and not triggers:
                 break
             looked_for = self._handed.looked_for, self._arrived.looked_for
-            judged = self._judge.slice(handoffs, triggers, turn.world, looked_for)
+            judged = self._judge.slice(handoffs, triggers, turn.world, self._arrived.taken_at_s, looked_for)
             turn.settle(judged.handoffs, judged.triggers)
             self._decided_of(self._handed, len(judged.handoffs), judged.handoffs_wait)
             self._decided_of(self._arrived, len(judged.triggers), judged.triggers_wait)
@@ -380,19 +381,22 @@ class Lane:
     def _decided_of(self, waiting: Waiting, count: int, what: Held | Behind | None) -> None:
         """Some records of a topic are decided. The one after them may have to wait, which holds up no other topic."""
         self._holds.end(*filter(None, [waiting.decided(count)]))
-        if what is None:
-            return
-        if isinstance(what, Held) and what.wanted.kid is not None:
-            waiting.wait_for(what.wanted, self._tables.fetch_key(what.wanted), self._wake.set)
-            return
-        waiting.wait(HOLD_S)
-        if isinstance(what, Held):
-            # No key set at all: hold and alarm; refusing would be wrong, and so would accepting.
-            waiting.cause = KEYS
-            self._holds.begin(KEYS, f"no key set of {what.wanted.iss}")
-        elif waiting.waited_s > BEHIND_ALARM_S:
-            waiting.cause = TABLES_BEHIND
-            self._holds.begin(TABLES_BEHIND, "a handoff's lane had read further in the registry or the revocations")
+        match what:
+            case None:
+                return
+            case Held(wanted=KeyWanted(iss=iss, kid=None)):
+                # No key set at all: hold and alarm; refusing would be wrong, and so would accepting.
+                waiting.wait(HOLD_S)
+                waiting.cause = KEYS
+                self._holds.begin(KEYS, f"no key set of {iss}")
+            case Held(wanted=wanted):
+                waiting.wait_for(wanted, self._tables.fetch(wanted), self._wake.set)
+            case Behind():
+                waiting.wait(HOLD_S)
+                if waiting.waited_s > BEHIND_ALARM_S:
+                    waiting.cause = TABLES_BEHIND
+                    why = "a handoff's lane had read further in the registry or the revocations"
+                    self._holds.begin(TABLES_BEHIND, why)
 
     # ── committing ──
 

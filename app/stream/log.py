@@ -93,6 +93,7 @@ class ReadRecord(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
+    appended_at_ms: int = -1
 
 
 class Log(Protocol):

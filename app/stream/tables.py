@@ -1,4 +1,4 @@
-"""The tables every gate reads whole and follows: registry and revocations, with the trusted issuers' keys.
+"""The tables every gate reads whole and follows: registry, revocations and grants, with the trusted issuers' keys.
 
 A lane decides only while this view was confirmed up to date within `max_staleness`; otherwise it holds.
 """
@@ -12,13 +12,16 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from aiokafka.errors import KafkaError
 
 from app.gate import policy
 from app.gate.decide import Memo, World
+from app.gate.definitions import birth_id_in
 from app.gate.identities import Identities
 from app.gate.mapping import MappingRule, in_effect, mapping_from_record
 from app.gate.policy import Job, Revocations, TrustRule
-from app.gate.token import KeyWanted
+from app.gate.reference import Grants
+from app.gate.token import GrantWanted, KeyWanted
 from app.stream.log import Log, Partition, ReadRecord, Tail, Unreadable
 from app.stream.topics import Topic
 from app.telemetry import TABLE_STALENESS, Event, log
@@ -28,17 +31,19 @@ TAKE_RECORDS: Final = 10_000
 TAKE_BYTES: Final = 64 << 20
 WAIT_S: Final = 0.2
 FIRST_LOOK_S: Final = 0.01
+CATCH_UP_S: Final = 1.0
+CATCH_UP_LOOK_S: Final = 0.002
 
 
 class Tables:
     """One process's view of what all lanes share."""
 
     def __init__(
-        self, source: Log, registry: Partition, revocations: Partition, keys: JwksFollower, world: World,
-        max_staleness_s: float,
+        self, source: Log, registry: Partition, revocations: Partition, grants: Partition, keys: JwksFollower,
+        world: World, max_staleness_s: float,
     ) -> None:  # fmt: skip
         self._log, self._keys, self._max_staleness_s = source, keys, max_staleness_s
-        self._partitions = {Topic.REGISTRY: registry, Topic.REVOCATIONS: revocations}
+        self._partitions = {Topic.REGISTRY: registry, Topic.REVOCATIONS: revocations, Topic.GRANTS: grants}
         self._positions = dict.fromkeys(self._partitions, 0)
         self._tails: dict[Topic, Tail] = {}
         self._wake = asyncio.Event()
@@ -46,7 +51,11 @@ class Tables:
         self._rules: dict[str, TrustRule] = {}
         self._mapping: dict[str, MappingRule | None] = {}  # None: one that cannot be read
         self._identities = Identities()
+        self._objects: dict[str, str] = {}
         self._revocations = Revocations()
+        self._grants = Grants(world.grace_s + world.queue_age_cap_ms // 1000)
+        self._grants_as_of_s = float("-inf")  # monotonic: what was committed by then is in the table
+        self._catching_up: asyncio.Task[None] | None = None
         self._world = world
         self._ring_version = -1
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +89,7 @@ class Tables:
             await asyncio.shield(self._task)
 
     async def start(self) -> None:
-        """Read both tables whole, load the issuers' keys, and follow from there."""
+        """Read the tables whole, load the issuers' keys, and follow from there."""
         for topic, partition in self._partitions.items():
             marks = await self._log.watermarks(partition)
             position = marks.start
@@ -96,7 +105,7 @@ class Tables:
         for topic, partition in self._partitions.items():
             # Whoever could leave a transaction open on the revocations could hide all that come after it.
             self._tails[topic] = self._log.follow(
-                partition, self._positions[topic], self._wake, past_open_transactions=topic is Topic.REGISTRY
+                partition, self._positions[topic], self._wake, past_open_transactions=topic is not Topic.REVOCATIONS
             )
         self._task = asyncio.create_task(self._follow(), name="tables")
         # The first poll confirms what was read; lanes that began before it would only hold, with a false alarm.
@@ -106,28 +115,31 @@ class Tables:
                     await asyncio.sleep(FIRST_LOOK_S)
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, self._catching_up):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         await self._keys.stop()
 
     async def _follow(self) -> None:
         while True:
             self._wake.clear()
             changed = moved = more = False
+            taken_away = self._grants.taken_away
             for topic, tail in self._tails.items():
                 taken = tail.take(TAKE_RECORDS, TAKE_BYTES)
                 for record in taken:
                     if record.batch_fault is not None:  # passed over, it might be a revocation that never took effect
                         raise Unreadable(f"{topic.value} at {record.offset}: {record.batch_fault}")
-                    self._apply(topic, ReadRecord(record.offset, record.key, record.value))
-                changed |= bool(taken)
+                    self._apply(topic, ReadRecord(record.offset, record.key, record.value, record.appended_at_ms))
+                # A grant more changes nothing that was decided: what is remembered of others stays.
+                changed |= bool(taken) and topic is not Topic.GRANTS
                 more |= len(taken) == TAKE_RECORDS
                 moved |= self._positions[topic] != tail.position
                 self._positions[topic] = tail.position
                 TABLE_STALENESS.labels(topic.value).set(min(time.monotonic() - tail.confirmed_at_s, 1e6))
-            if changed:
+            if changed or self._grants.taken_away != taken_away:
                 self._keys.follow(self._rules)
                 self._rebuild()
             elif moved:
@@ -141,19 +153,27 @@ class Tables:
                     await self._wake.wait()
 
     def _apply(self, topic: Topic, record: ReadRecord) -> None:
-        if topic is Topic.REGISTRY:
-            for watch in self.watchers:
-                watch(record.key or b"", record.value)
-        complaint = self._apply_registry(record) if topic is Topic.REGISTRY else self._apply_revocation(record)
+        match topic:
+            case Topic.REGISTRY:
+                for watch in self.watchers:
+                    watch(record.key or b"", record.value)
+                complaint = self._apply_registry(record)
+            case Topic.REVOCATIONS:
+                complaint = self._revocations.apply(record.key or b"", record.value)
+            case _:
+                complaint = self._grants.apply(record.key, record.value, record.appended_at_ms)
         if complaint is not None:
             log.error(Event.TABLE_RECORD_BAD, topic=topic.value, offset=record.offset, why=complaint)
 
-    def _apply_revocation(self, record: ReadRecord) -> str | None:
-        return self._revocations.apply(record.key or b"", record.value)
-
     def _apply_registry(self, record: ReadRecord) -> str | None:
         """A record replaces or, as a tombstone, removes. What cannot be read removes too: fail closed."""
-        kind, _, name = (record.key or b"").decode("utf-8", "replace").partition("/")
+        registry_key = (record.key or b"").decode("utf-8", "replace")
+        birth_id = birth_id_in(record.value)
+        if birth_id is None:
+            self._objects.pop(registry_key, None)
+        else:
+            self._objects[registry_key] = birth_id
+        kind, _, name = registry_key.partition("/")
         if kind == "job":
             self._jobs.pop(name, None)
             if record.value is not None:
@@ -197,6 +217,8 @@ class Tables:
             revocations=self._revocations,
             disabled=self._identities.disabled(),
             mapping=in_effect(self._mapping),
+            grants=self._grants,
+            objects=dict(self._objects),
             memo=Memo(),
             **self._offsets(),
         )
@@ -207,12 +229,38 @@ class Tables:
             "revocations_offset": self._positions[Topic.REVOCATIONS],
         }
 
-    # ── keys ──
+    # ── keys, and grants of handles ──
 
-    def may_fetch(self, wanted: KeyWanted) -> bool:
-        """Whether waiting for this key can help: an issuer is asked again once an interval, no more."""
+    def may_fetch(self, wanted: KeyWanted | GrantWanted, taken_at_s: float) -> bool:
+        """Whether waiting can help a record that was taken at that time (monotonic).
+
+        An issuer is asked again once an interval, no more. A grant is committed before anyone has its handle, so a
+        table that was up to date when the trigger was here already knows all there is to know.
+        """
+        if isinstance(wanted, GrantWanted):
+            return self._grants_as_of_s < taken_at_s
         return wanted.kid is None or self._keys.may_fetch(wanted.iss)
 
-    async def fetch_key(self, wanted: KeyWanted) -> None:
-        if wanted.kid is not None:
+    async def fetch(self, wanted: KeyWanted | GrantWanted) -> None:
+        """What can be done about it; judge the record again afterwards."""
+        if isinstance(wanted, GrantWanted):
+            # One question serves all lanes, whatever number of unknown handles strangers send.
+            if self._catching_up is None or self._catching_up.done():
+                self._catching_up = asyncio.create_task(self._catch_up(), name="grants")
+            await asyncio.shield(self._catching_up)
+        elif wanted.kid is not None:
             await self._keys.want(wanted.iss, wanted.kid)
+
+    async def _catch_up(self) -> None:
+        """Ask where the grants end now, and wait until they are read as far."""
+        asked_at_s = time.monotonic()
+        try:
+            high = (await self._log.watermarks(self._partitions[Topic.GRANTS])).high
+        except (KafkaError, TimeoutError, OSError):
+            await asyncio.sleep(WAIT_S)
+            return  # the record is held, and asked about again
+        # What stands behind a transaction left open cannot be read: after a while it counts as not there.
+        give_up_s = asked_at_s + CATCH_UP_S
+        while self._positions[Topic.GRANTS] < high and time.monotonic() < give_up_s:  # noqa: ASYNC110 - a few times
+            await asyncio.sleep(CATCH_UP_LOOK_S)
+        self._grants_as_of_s = asked_at_s

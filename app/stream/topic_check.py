@@ -110,7 +110,7 @@ def _presence(topic: Topic, cluster: Cluster, record: DeploymentRecord | None, p
     name = topic.named(prefix)
     found = cluster.topics.get(topic)
     if found is None:
-        if record is None:
+        if record is None or not record.holds(topic, prefix):
             yield Finding(
                 name, "topic", "missing", "present", "the gate reads or writes it", "run `tollgate topics create`"
             )

@@ -20,6 +20,7 @@ class Topic(StrEnum):
     REGISTRY = "registry"
     REVOCATIONS = "revocations"
     ISSUANCE = "issuance"
+    GRANTS = "grants"
 
     def named(self, prefix: str) -> str:
         return prefix + self.value
@@ -75,6 +76,8 @@ LAYOUT: Final[dict[Topic, Layout]] = {
     Topic.REVOCATIONS: Layout(False, {"cleanup.policy": "compact"}, {}),
     # As long as the longest token lives, and its audit: which tokens may still be out is told from here.
     Topic.ISSUANCE: Layout(False, {"cleanup.policy": "delete", **LOG_APPEND}, {"retention.ms": str(180 * DAY_MS)}),
+    # Kept for longer than any token lives: what is deleted has expired, and a handle that went early is refused.
+    Topic.GRANTS: Layout(False, {"cleanup.policy": "compact,delete", **LOG_APPEND}, {"retention.ms": str(92 * DAY_MS)}),
 }
 
 LANES_DEFAULT: Final = 12

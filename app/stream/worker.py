@@ -63,7 +63,7 @@ class Worker:
         )  # fmt: skip
         keys = JwksFollower(settings)
         self._tables = Tables(
-            self._cluster, (names[Topic.REGISTRY], 0), (names[Topic.REVOCATIONS], 0), keys,
+            self._cluster, (names[Topic.REGISTRY], 0), (names[Topic.REVOCATIONS], 0), (names[Topic.GRANTS], 0), keys,
             empty_world(settings, found), gate.max_staleness_ms / 1000,
         )  # fmt: skip
         self._shared = Deployment(

@@ -216,7 +216,7 @@ def test_nobody_may_delete_grow_or_open_anything(matrix: Matrix, clients: Callab
 @pytest.mark.parametrize("user", USERS)
 def test_a_transactional_id_is_its_owners(matrix: Matrix, user: str) -> None:
     """A stranger who could start a lane's producer would fence the lane."""
-    for name in ("lane-0", "lane-1023", "registry", "anything"):
+    for name in ("lane-0", "lane-1023", "registry", "revocations", "anything"):
         transactional_id = matrix.prefix + name
         producer = Producer(
             matrix.secured.client(user, transactional_id=transactional_id, transaction_timeout_ms=5_000)

@@ -92,13 +92,19 @@ def story(programs: Programs) -> dict[str, str]:
     assert (accepted["outcome"], code, rejected["reason"]) == ("accepted", REJECTED, "token_already_used")
     file = programs.directory / "a-trigger.json"
     file.write_text(json.dumps({"job": JOB, "token": programs.issuer.token()}))
+    handle = programs.directory / "a-handle"
+    handle.write_text(programs.ok(Role.ISSUER, *ISSUE, "--reference"))
+    programs.ok(Role.ISSUER, "token", "revoke", "--issuer", "https://x.test", "--jti", "lifted")
     return {
         "accepted": accepted["trigger_id"],
         "rejected": rejected["trigger_id"],
         "run": accepted["run_id"],
         "file": str(file),
+        "handle": str(handle),
     }
 
+
+ISSUE = ("token", "issue", "--job", JOB, "--ttl", "5m")
 
 # What the table of roles names → how it is run here, and the exit code.
 RUNS: dict[str, tuple[tuple[str, ...], int]] = {
@@ -106,6 +112,7 @@ RUNS: dict[str, tuple[tuple[str, ...], int]] = {
     "jobs tail": (("jobs", "tail"), OK),
     "jobs apply": (("jobs", "apply", "jobs.toml"), OK),
     "jobs list": (("jobs", "list"), OK),
+    "jobs remove": (("jobs", "remove", "nobody's"), NOTHING),
     "trust apply": (("trust", "apply", "trust.toml"), OK),
     "trust list": (("trust", "list"), OK),
     "trust register": (("trust", "register", "emitter:ci", "--jwks", "jwks.json", "--job", JOB), OK),
@@ -125,6 +132,12 @@ RUNS: dict[str, tuple[tuple[str, ...], int]] = {
         OK,
     ),
     "audit issuance": (("audit", "issuance"), OK),
+    "token issue --reference": ((*ISSUE, "--reference"), OK),
+    "token issue --bound-to": ((*ISSUE, "--bound-to", f"job/{JOB}"), OK),
+    "token inspect": (("token", "inspect", "--token-file", "{handle}"), OK),
+    "revocations list": (("revocations", "list"), OK),
+    "revocations lift": (("revocations", "lift", "jti", "lifted", "--issuer", "https://x.test"), OK),
+    "revocations clean": (("revocations", "clean"), OK),
     "token revoke": (("token", "revoke", "--issuer", "https://x.test", "--jti", "nobody's"), OK),
     "dead-letters": (("dead-letters", "show", "{rejected}"), OK),
     "audit": (("audit", "--run", "{run}"), OK),
@@ -179,6 +192,9 @@ def test_the_door_works_as_its_own_role_and_issues_only_as_an_issuer_too(program
 REFUSALS = [
     (Role.EMITTER, "jobs tail", "jobs"),
     (Role.EMITTER, "token revoke", "revocations"),
+    (Role.EMITTER, "token issue --reference", "grants"),
+    (Role.WORKER, "token inspect", "grants"),
+    (Role.ISSUER, "revocations list", "revocations"),
     (Role.EMITTER, "jobs apply", "registry"),
     (Role.WORKER, "receipts", "receipts"),
     (Role.WORKER, "dead-letters", "dead-letters"),

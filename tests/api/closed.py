@@ -51,8 +51,9 @@ def unconnected(directory: Path, **serve: Any) -> Service:
         max_batch_bytes=gate.expanded_batch_max_bytes,
     )  # fmt: skip
     tables = Tables(
-        cluster, ("registry", 0), ("revocations", 0), JwksFollower(settings), empty_world(settings, found), 1.0
-    )
+        cluster, ("registry", 0), ("revocations", 0), ("grants", 0), JwksFollower(settings),
+        empty_world(settings, found), 1.0,
+    )  # fmt: skip
     return Service(settings, found, cluster, tables, Rights())
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from app.api import exchange
 from app.api.forms import OAuthError
 from app.api.issuing import Wanted
-from app.gate.claims import Claims, Grant
+from app.gate.claims import BoundTo, Claims, Grant
 
 NOW_S = 1_700_000_000
 JOBS = ["a/1", "a/2", "b/1"]
 NAMES = st.sampled_from(["p", "q", "r"])
 DIGESTS = st.sampled_from([None, "0" * 64, "1" * 64])
+BOUND = st.sampled_from([None, BoundTo("job/a/1", "born"), BoundTo("trust/https://i")])
 KEYS = st.sampled_from([None, "k1", "k2"])
 PARAMS = st.dictionaries(NAMES, st.integers(0, 1), max_size=3)
 
@@ -24,7 +25,7 @@ PARAMS = st.dictionaries(NAMES, st.integers(0, 1), max_size=3)
 @st.composite
 def claims(draw: st.DrawFn) -> Claims:
     jobs = tuple(draw(st.lists(st.sampled_from(JOBS), min_size=1, unique=True)))
-    grant = Grant(("106-Trigger",), jobs, draw(PARAMS), draw(DIGESTS))
+    grant = Grant(("106-Trigger",), jobs, draw(PARAMS), draw(DIGESTS), draw(BOUND))
     exp = NOW_S + draw(st.integers(1, 10_000))
     uses = draw(st.sampled_from(["once", "many"]))
     return Claims(
@@ -54,6 +55,7 @@ def test_what_comes_of_it_is_never_more_than_what_was_handed_over(handed: Claims
     assert made.params.items() >= handed.grant.params.items()
     assert handed.grant.params_sha256 in (None, made.params_sha256)
     assert handed.idempotency_key in (None, made.idempotency_key)
+    assert made.bound_to == handed.grant.bound_to
     assert made.act == {"sub": "svc:b"}
 
 

@@ -17,6 +17,7 @@ import pytest
 from app import config
 from app.cli import commands as table
 from app.cli import main
+from app.emission import home_of
 from tests.cli.program import Said
 from tests.support.gates import environment
 from tests.support.issuer import OtherIssuer
@@ -236,6 +237,17 @@ def test_bytes_that_are_no_text_are_refused_before_anything_is_sent(program: Pro
     said = program(*words, "x: \udcff", TOLLGATE_TOKEN="a.b.c")
     assert (said.code, said.out, said.err.count("\n")) == (USAGE, "", 1)
     assert "UTF-8" in said.err
+
+
+def test_a_triggers_own_key_is_that_by_which_its_home_is_found_as_far_as_the_emitter_can_know() -> None:
+    issuer, handle = OtherIssuer("tollgate."), "ref:" + "A" * 43
+    once, many = issuer.token("once"), issuer.token("many")
+    assert home_of(once, None) == issuer.claims_of(once)["jti"]
+    assert home_of(issuer.token("once", key="mine"), None) == "mine"
+    assert home_of(many, "beside") == "beside"
+    assert home_of(many, None) is None
+    assert home_of(handle, "beside") == "beside"  # what it stands for, only gates and ops can see
+    assert home_of(handle, None) is None
 
 
 def test_options_before_a_subcommand_are_not_dropped(program: Program) -> None:

@@ -16,7 +16,8 @@ from tests.support.gates import environment
 
 pytestmark = pytest.mark.slow  # many processes
 
-COMMANDS = ("up", "broker", "gate", "topics", "jobs", "trust", "identities", "policy", "doctor", "keys", "token", "emit", "receipts",
+COMMANDS = ("up", "broker", "gate", "topics", "jobs", "trust", "identities", "policy", "doctor", "keys", "token",
+            "revocations", "emit", "receipts",
             "dead-letters", "audit", "explain")  # fmt: skip
 NOBODY = "127.0.0.1:1"
 HELP_SECONDS = 0.4

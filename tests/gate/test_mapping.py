@@ -270,7 +270,7 @@ def test_an_expired_token_of_a_disabled_identity_is_expired_and_a_revoked_one_is
 
 def tables():
     keys = SimpleNamespace(version=1, ring=RING)
-    made = Tables(None, ("registry", 0), ("revocations", 0), keys, WORLD, 1.0)  # type: ignore[arg-type]
+    made = Tables(None, ("registry", 0), ("revocations", 0), ("grants", 0), keys, WORLD, 1.0)  # type: ignore[arg-type]
     made._task = SimpleNamespace(done=lambda: False)
     return made
 

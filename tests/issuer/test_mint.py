@@ -1,14 +1,17 @@
 """Issuing: what a gate takes, and the refusal of what must not be asked for."""
 
+import hashlib
 import json
 
 import pytest
 
 from app.gate.base64url import decode
+from app.gate.claims import BoundTo
 from app.gate.keyset import KeySet, dev_key
+from app.gate.reference import is_handle
 from app.gate.token import VerifiedToken, verify
 from app.issuer.keystore import SigningKey
-from app.issuer.mint import Minted, Refusal, TriggerTokenRequest, dev_signing_key, is_secret_name, mint
+from app.issuer.mint import Minted, Refusal, TriggerTokenRequest, dev_signing_key, is_secret_name, mint, new_handle
 from tests.support.tokens import AUD, ED_PRIVATE, HEADER, ISS, JTI, KEYS, NOW_S, PRIVATE, RING, token
 
 KEY = SigningKey("k1", "ES256", PRIVATE)
@@ -47,6 +50,33 @@ def test_with_time_and_jti_given_the_claims_are_settled():
     first, second = (mint(TriggerTokenRequest(**VALID), KEY, NOW_S, JTI) for _ in range(2))
     assert first.claims == second.claims
     assert first.claims.jti == JTI
+
+
+def test_a_handle_is_what_its_grant_says_and_its_grant_is_no_token():
+    handle = new_handle()
+    assert is_handle(handle)
+    made = mint(TriggerTokenRequest(**VALID), KEY, NOW_S, JTI, handle=handle)
+    assert isinstance(made, Minted)
+    assert (made.token, made.claims) == (handle, mint(TriggerTokenRequest(**VALID), KEY, NOW_S, JTI).claims)
+    key, grant = made.grant
+    assert key.decode() == hashlib.sha256(handle.encode()).hexdigest()
+    assert handle[4:].encode() not in grant
+    assert verify(grant.decode(), RING, AUD).code == "token_type_invalid"
+    assert len({new_handle() for _ in range(1_000)}) == 1_000
+
+
+@pytest.mark.parametrize("handle", [None, "ref:" + "A" * 43])
+def test_what_is_refused_for_a_token_is_refused_for_a_handle(handle):
+    for changes in ({"ttl_s": None}, {"jobs": ()}, {"jobs": ("*",)}, {"params": {"password": "x"}}, {"subject": ""}):
+        refused = mint(TriggerTokenRequest(**VALID | changes), KEY, NOW_S, handle=handle)
+        assert isinstance(refused, Refusal), changes
+
+
+def test_a_token_may_be_bound_and_a_binding_no_gate_takes_is_not_made():
+    bound = BoundTo("job/reports/nightly", "b1")
+    assert asked(bound_to=bound).claims.grant.bound_to == bound
+    assert asked(bound_to=BoundTo("trust/emitter:7")).claims.grant.bound_to == BoundTo("trust/emitter:7")
+    assert asked(bound_to=BoundTo("")).code == "grant_malformed"
 
 
 def test_t02_ten_thousand_tokens_have_as_many_jtis_of_128_bits():

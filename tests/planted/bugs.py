@@ -311,7 +311,7 @@ _ALL: Final = (
     ),
     Bug(
         "key_without_lengths", "the parts of an identity are joined without their lengths",
-        ("one_job_per_identity", "verdicts_as_intended", "receipts_name_the_run"), _no_lengths,
+        ("one_job_per_identity", "verdicts_as_intended", "receipts_name_the_run", "entries_and_jobs"), _no_lengths,
     ),
     Bug(
         "entry_for_refused", "a refused trigger leaves an entry, and with it takes the key",

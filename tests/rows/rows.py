@@ -20,6 +20,7 @@ def _in(file: str, *functions: str, reduced: str = "", note: str = "") -> Row:
 
 
 T, V, A, P, D = (f"test_{name}.py" for name in ("tokens", "verification", "authorization", "payload", "idempotency"))
+H = "test_handles.py"
 X, Z = "test_attacks.py", "test_zz_schemas.py"
 R, L, K, OBS = (f"test_{name}.py" for name in ("results", "lifecycle", "keys", "observation"))
 ID = "test_identities.py"
@@ -34,6 +35,13 @@ ROWS: dict[str, Row] = {
     "T-02": _in(
         T, "test_ten_thousand_tokens_have_distinct_and_random_ids",
         "test_a_token_with_any_one_byte_flipped_starts_nothing_and_the_token_is_still_good",
+    ),
+    "T-03": _in(
+        H, "test_a_handle_and_a_token_for_one_job_have_the_same_authority",
+        "test_handles_work_after_a_restart_with_no_issuer_anywhere",
+        "test_an_unknown_handle_is_told_from_one_of_an_expired_grant",
+        "test_a_handle_may_be_used_the_moment_its_grant_is_committed",
+        "test_who_can_write_grants_and_has_no_key_makes_no_handle",
     ),
     "T-04": Row((
         f"{T}::test_an_emitter_goes_on_after_all_local_state_is_deleted_and_every_gate_restarted",
@@ -286,8 +294,17 @@ ROWS: dict[str, Row] = {
     ),
     "X-19": _in(E, "test_a_dead_letter_names_origin_and_reason_in_our_headers_and_in_those_that_viewers_know"),
     "X-05": _in(A, "test_a_jobs_owner_says_who_may_start_it_and_the_audit_suggests_whom"),
-    "X-10": _in(
-        L, "test_one_record_revokes_all_tokens_it_describes_and_no_other",
+    "X-08": _in(
+        H, "test_a_token_dies_with_the_object_it_is_bound_to_and_stays_dead",
+        "test_a_token_dies_with_its_job_and_stays_dead_when_it_is_defined_again",
+        reduced="refused within 1 s → at all: no test asserts on time",
+    ),
+    "X-10": Row(
+        (
+            f"{L}::test_one_record_revokes_all_tokens_it_describes_and_no_other",
+            f"{H}::test_a_revocation_is_listed_and_lifted_and_what_it_refused_is_honoured_again",
+            f"{H}::test_only_revocations_that_outlived_their_tokens_are_cleaned_away",
+        ),
         note="children and minted credentials do not exist yet; by key and issuer: L-01, K-04",
     ),
     "X-26": _in(K, "test_a_token_of_a_key_published_a_moment_ago_is_held_for_one_fetch_and_accepted"),

@@ -31,6 +31,7 @@ OUTPUTS = (
     "registry",
     "revocations",
     "issuance",
+    "grants",
 )
 
 

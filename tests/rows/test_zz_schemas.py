@@ -17,7 +17,7 @@ from tests.support.reader import read_topic
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 TOPICS = (
     "triggers", "handoffs", "jobs", "receipts", "dead-letters", "audit", "idempotency", "checkpoints", "registry", "revocations",
-    "issuance",
+    "issuance", "grants",
 )  # fmt: skip
 BY_REGISTRY_KEY = {
     "job": "registry-job", "trust": "registry-trust", "deployment": "registry-deployment",
@@ -39,6 +39,10 @@ def in_hex(record):
     return {"key": record.key.hex(), "value": None if record.value is None else record.value.hex()}
 
 
+def in_text(record):
+    return {"key": record.key.decode(), "value": None if record.value is None else record.value.decode()}
+
+
 def as_dead_letter(record):
     def encoded(data):
         return None if data is None else base64.b64encode(data).decode()
@@ -51,6 +55,7 @@ SCHEMA_OF = {
     "handoffs": ("handoff", in_json), "jobs": ("job", in_json), "receipts": ("receipt", in_json), "audit": ("audit", in_json),
     "dead-letters": ("dead-letter", as_dead_letter), "idempotency": ("idempotency", in_hex),
     "checkpoints": ("checkpoint", in_json), "revocations": ("revocation", in_json),
+    "grants": ("grant", in_text),
 }  # fmt: skip
 
 
@@ -88,6 +93,7 @@ def dump(world):
             stdin=secret,
             code=code,
         )
+    world.issue(NIGHTLY, "--reference")
     found = {topic: read_topic(world.bootstrap, world.topic(topic)).records for topic in TOPICS}
     ids = [f"{record.partition}-{record.offset}" for record in found["triggers"]]
     world.outcomes(ids)
@@ -192,7 +198,8 @@ def test_the_audit_chain_is_whole(dump, world):
 
 KEYS = {
     "jobs": rb"[0-9a-f-]{36}", "receipts": rb"[0-9]+-[0-9]+", "audit": rb"[0-9]+", "checkpoints": rb"[0-9]+",
-    "idempotency": rb"(?s:.{16})", "handoffs": rb"(?s:.{16})",     # An identity is what ops register, whether or not it ever connects; a refusal names the one that was claimed.
+    "idempotency": rb"(?s:.{16})", "handoffs": rb"(?s:.{16})", "grants": rb"[0-9a-f]{64}",
+    # An identity is what ops register, whether or not it ever connects; a refusal names the one that was claimed.
     "registry": rb"(job|trust|deployment|identity|role|rule)/.+",
     "issuance": rb"[0-9a-f]{32}|(svc|u):.+|\?",
 }  # fmt: skip

@@ -6,7 +6,9 @@ what is simulated is not cryptography.
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import json
 import random
 from typing import Any, Final, NamedTuple
@@ -40,15 +42,27 @@ class Trigger(NamedTuple):
     rival: bool = False
     revocable: bool = False
     flapping: bool = False
+    grant: tuple[bytes, bytes] | None = None  # what its handle stands for: committed before it is first sent
 
 
-def _sign(jti: str, uses: str, subject: str, jobs: list[str], **changed: Any) -> str:
+def _sign(jti: str, uses: str, subject: str, jobs: list[str], typ: str = "trigger+jwt", **changed: Any) -> str:
     claims = {
         "iss": ISSUER, "aud": f"tollgate:{PREFIX}", "sub": subject, "org_id": "acme", "jti": jti, "iat": BEGAN_S - 30,
         "nbf": BEGAN_S - 30, "exp": BEGAN_S + 3_600, "uses": uses,
         "authorization_details": [{"type": "job_trigger", "actions": ["106-Trigger"], "jobs": jobs}],
     } | changed  # fmt: skip
-    return jwt.encode(claims, SECRET, "HS256", headers={"kid": "dev", "typ": "trigger+jwt"})
+    return jwt.encode(claims, SECRET, "HS256", headers={"kid": "dev", "typ": typ})
+
+
+def _handle(name: str) -> str:
+    return "ref:" + base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).rstrip(b"=").decode()
+
+
+def _grant(handle: str, uses: str) -> tuple[bytes, bytes]:
+    """Key and value of a record of the grants."""
+    digest = hashlib.sha256(handle.encode()).hexdigest()
+    signed = _sign(f"by-{digest[:16]}", uses, SUBJECT, [JOB], "grant+jwt", handle_sha256=digest)
+    return digest.encode(), signed.encode()
 
 
 class Tokens:
@@ -65,6 +79,10 @@ class Tokens:
         self.once_keyed = [
             _sign(f"keyed-{number}", "once", SUBJECT, [JOB], idempotency_key=f"shot-{number}")
             for number in range(ONE_SHOTS)
+        ]
+        self.handles = [
+            (handle, _grant(handle, "once" if number % 2 else "many"))
+            for number, handle in enumerate(_handle(f"handle {number}") for number in range(ONE_SHOTS))
         ]
 
 
@@ -99,7 +117,7 @@ class Emitter:
 
     def _trigger(
         self, token: str, identity: str | None, intended: Any = "good", job: str | None = JOB, key: str | None = None,
-        params: dict[str, Any] | None = None, **marks: bool,
+        params: dict[str, Any] | None = None, **marks: Any,
     ) -> Trigger:  # fmt: skip
         value: dict[str, Any] = {"params": params or {"n": self._number}, "token": token}
         if job is not None:
@@ -151,16 +169,27 @@ class Emitter:
             self._trigger(self._tokens.many[SUBJECT, SHORT_JOB], f"seam ly{key}", job=SHORT_JOB, key=f"ly{key}"),
         ]
 
+    def _by_handle(self) -> list[Trigger]:
+        """Its grant is committed a moment before: no gate may call it unknown."""
+        number = self._number
+        if number >= ONE_SHOTS:
+            return self._keyed()
+        handle, grant = self._tokens.handles[number]
+        key = None if number % 2 else f"handle-{number}"
+        return [self._trigger(handle, f"handle {number}", key=key, grant=grant)]
+
     def _bad(self) -> list[Trigger]:
         key = f"bad-{self._number}"
         good = self._tokens.many[SUBJECT, JOB]
-        match self._random.randrange(4):
+        match self._random.randrange(5):
             case 0:
                 return [Trigger(Message(None, b"{ not json"), Sent(None, "rejected"))]
             case 1:
                 return [self._trigger(good[:-4] + "AAAA", None, "rejected", key=key)]
             case 2:
                 return [self._trigger(good, None, "rejected", job=FORBIDDEN_JOB, key=key)]
+            case 3:
+                return [self._trigger(_handle(f"nobody's {key}"), None, "rejected", key=key)]
             case _:
                 refused = self._trigger(self._tokens.expired, None, "rejected", key=key)
                 # By the producer's clock the token was still good.
@@ -180,6 +209,7 @@ class Emitter:
 _KINDS, _WEIGHTS = zip(
     (Emitter._keyed, 30), (Emitter._without_key, 12), (Emitter._one_shot, 15), (Emitter._one_shot_twice, 4),
     (Emitter._scopes, 4), (Emitter._seams, 4), (Emitter._bad, 10), (Emitter._revoked, 8), (Emitter._flapping, 5),
+    (Emitter._by_handle, 10),
     strict=True,
 )  # fmt: skip
 

@@ -87,6 +87,7 @@ class World:
         self.emitter = traffic.Emitter(plan.seed)
         self.sent: dict[str, traffic.Trigger] = {}
         self.appended_ms: dict[str, int] = {}
+        self.grants: set[tuple[bytes, bytes]] = set()
         self.revoked_at_ms: int | None = None
         self.open_emitters = 0
         self.dice = random.Random(f"world {plan.seed}")
@@ -223,7 +224,13 @@ class World:
         partition = (self.names[Topic.TRIGGERS], lane)
         while self.broker.leader(partition) < 0:  # noqa: ASYNC110 - a broker sets no event
             await asyncio.sleep(0.05)
+        self._issue(trigger)
         self._note(trigger, lane, self.broker.write(partition, [trigger.message]))
+
+    def _issue(self, trigger: traffic.Trigger) -> None:
+        if trigger.grant is not None and trigger.grant not in self.grants:
+            self.grants.add(trigger.grant)
+            self.broker.write((self.names[Topic.GRANTS], 0), [Message(*trigger.grant)])
 
     def _note(self, trigger: traffic.Trigger, lane: int, offset: int) -> None:
         trigger_id = f"{lane}-{offset}"
@@ -236,6 +243,8 @@ class World:
         partition, dice = (self.names[Topic.TRIGGERS], lane), self.dice
         triggers = self.emitter.next()
         self.open_emitters += 1
+        for trigger in triggers:
+            self._issue(trigger)
         producer_id, base = self.broker.begin_foreign(partition, [trigger.message for trigger in triggers])
         await asyncio.sleep(dice.random() * 0.5)
         commit = dice.random() < 0.5

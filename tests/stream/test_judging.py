@@ -28,7 +28,7 @@ async def gate(server: Server, **settings: float) -> AsyncIterator[tuple[Tables,
     """The tables of a gate that has just read the set, and a judge of one of its lanes."""
     async with following({ISS: rule(server.url)}, **settings) as keys:
         empty = msgspec.structs.replace(WORLD, ring={}, memo=Memo())
-        tables = Tables(None, ("registry", 0), ("revocations", 0), keys, empty, 1.0)  # type: ignore[arg-type]
+        tables = Tables(None, ("registry", 0), ("revocations", 0), ("grants", 0), keys, empty, 1.0)  # type: ignore[arg-type]
         tables._jobs, tables._rules = dict(WORLD.jobs), dict(WORLD.rules)
         tables._rebuild()
         yield tables, Judge(0, tables)
@@ -37,7 +37,7 @@ async def gate(server: Server, **settings: float) -> AsyncIterator[tuple[Tables,
 async def handoff(presented: Record) -> Record:
     """What a gate that knows all keys writes for the home lane of a trigger."""
     async with Server(document(public_jwk("k1"))) as server, gate(server) as (tables, judge):
-        (judged,) = judge.slice([], [presented], tables.world).triggers
+        (judged,) = judge.slice([], [presented], tables.world, 0.0).triggers
     assert isinstance(judged.result, Admitted)
     redacted, sealed = original(presented, WEBHOOK, lambda *_: None)
     out = outputs.handoff(judged.result, redacted, sealed, 0, 0)
@@ -49,12 +49,12 @@ async def test_a_handoff_whose_key_another_gate_has_read_first_waits_for_one_loo
     async with Server(document(public_jwk("k0", OTHER))) as server, gate(server) as (tables, judge):
         server.body = document(public_jwk("k0", OTHER), public_jwk("k1"))
         before = server.requests
-        judged = judge.slice([handed], [], tables.world)
+        judged = judge.slice([handed], [], tables.world, 0.0)
         assert judged.handoffs == []
         assert isinstance(judged.handoffs_wait, Held)
 
-        await tables.fetch_key(judged.handoffs_wait.wanted)
-        (item,) = judge.slice([handed], [], tables.world).handoffs
+        await tables.fetch(judged.handoffs_wait.wanted)
+        (item,) = judge.slice([handed], [], tables.world, 0.0).handoffs
         assert isinstance(item.result, Admitted)
         assert server.requests == before + 1
 
@@ -63,11 +63,11 @@ async def test_a_handoff_whose_key_is_in_no_set_any_more_is_refused_after_one_lo
     handed = await handoff(record(1, WEBHOOK, NOW_S, idempotency_key="a"))
     async with Server(document(public_jwk("k0", OTHER))) as server, gate(server) as (tables, judge):
         before = server.requests
-        wait = judge.slice([handed], [], tables.world).handoffs_wait
+        wait = judge.slice([handed], [], tables.world, 0.0).handoffs_wait
         assert isinstance(wait, Held)
-        await tables.fetch_key(wait.wanted)
+        await tables.fetch(wait.wanted)
         for _ in range(3):  # and no more looks for those that come after it
-            (item,) = judge.slice([handed], [], tables.world).handoffs
+            (item,) = judge.slice([handed], [], tables.world, 0.0).handoffs
             assert item.result.rejected.code == "kid_unknown"
         assert server.requests == before + 1
 
@@ -89,7 +89,7 @@ async def test_a_record_waits_for_its_key_once_however_often_its_issuer_may_be_a
             looked_for = waiting.looked_for
             to_judge = waiting.to_judge
             judged = judge.slice(
-                to_judge if away else [], [] if away else to_judge, tables.world, (looked_for, looked_for)
+                to_judge if away else [], [] if away else to_judge, tables.world, 0.0, (looked_for, looked_for)
             )
             held = judged.handoffs_wait if away else judged.triggers_wait
             if held is None:
@@ -97,7 +97,7 @@ async def test_a_record_waits_for_its_key_once_however_often_its_issuer_may_be_a
             assert isinstance(held, Held)
             looks += 1
             woken.clear()
-            waiting.wait_for(held.wanted, tables.fetch_key(held.wanted), woken.set)
+            waiting.wait_for(held.wanted, tables.fetch(held.wanted), woken.set)
             await woken.wait()
         (item,) = judged.handoffs if away else judged.triggers
         assert item.result.rejected.code == "kid_unknown"

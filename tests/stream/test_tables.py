@@ -15,7 +15,7 @@ def test_a_change_of_keys_forgets_what_was_verified_with_those_before():
         jobs={}, revocations=Revocations(),
     )  # fmt: skip
     keys = SimpleNamespace(version=1, ring={})
-    tables = Tables(None, ("registry", 0), ("revocations", 0), keys, world, 1.0)  # type: ignore[arg-type]
+    tables = Tables(None, ("registry", 0), ("revocations", 0), ("grants", 0), keys, world, 1.0)  # type: ignore[arg-type]
     before = tables.world
     before.memo.tokens["a token"] = None  # type: ignore[assignment]
     assert tables.world is before, "nothing changed, so nothing is forgotten"

@@ -1,0 +1,79 @@
+"""Who calls: a handle names its bearer as its token would, and what a token is bound to is asked of the registry."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.api.caller import identify, jws_of
+from app.api.exchange import chain_of
+from app.api.problems import Problem
+from app.gate.decide import Memo
+from app.gate.reference import HASH_CLAIM, grant_key, handle_digest
+from app.stream.tables import Tables
+from tests.support.pure_world import WORLD
+from tests.support.tokens import CLAIMS, RING, token
+
+HANDLE = "ref:" + "A" * 43
+BOUND = {"object": "job/reports/nightly", "birth_id": "one"}
+
+
+def live(**more: Any) -> dict[str, Any]:
+    """Claims of a token that is good now."""
+    now_s = int(time.time())
+    return {"iat": now_s, "nbf": now_s, "exp": now_s + 300, **more}
+
+
+def tables(grant: str | None = None, objects: dict[str, str] | None = None) -> Tables:
+    """Of a door that has just read them whole, with the grant of the handle."""
+    keys = SimpleNamespace(version=1, ring=RING)
+    world = msgspec.structs.replace(WORLD, memo=Memo())
+    made = Tables(None, ("registry", 0), ("revocations", 0), ("grants", 0), keys, world, 1.0)  # type: ignore[arg-type]
+    made._task = SimpleNamespace(done=lambda: False)  # type: ignore[assignment]
+    made._jobs, made._rules, made._objects = dict(WORLD.jobs), dict(WORLD.rules), objects or {}
+    made._grants_as_of_s = float("inf")
+    if grant is not None:
+        made._grants.apply(grant_key(handle_digest(HANDLE)), grant.encode(), int(time.time() * 1000))
+    made._rebuild()
+    return made
+
+
+def granted() -> str:
+    return token({"typ": "grant+jwt"}, live(**{HASH_CLAIM: handle_digest(HANDLE).hex()}))
+
+
+async def told(made: Tables, presented: str) -> str:
+    with pytest.raises(Problem) as raised:
+        await identify(made, presented)
+    return raised.value.code
+
+
+async def test_a_handle_names_its_bearer_as_its_token_would() -> None:
+    assert (await identify(tables(granted()), HANDLE)).emitter == (
+        await identify(tables(), token(claims=live()))
+    ).emitter
+
+
+async def test_a_handle_that_stands_for_nothing_and_a_grant_without_its_handle_name_nobody() -> None:
+    assert await told(tables(), HANDLE) == "token_unknown"
+    assert await told(tables(), granted()) == "token_type_invalid"
+
+
+async def test_a_token_names_nobody_once_what_it_is_bound_to_is_gone() -> None:
+    (details,) = CLAIMS["authorization_details"]
+    bound = token(claims=live(authorization_details=[details | {"bound_to": BOUND}]))
+    await identify(tables(objects={"job/reports/nightly": "one"}), bound)
+    assert await told(tables(objects={"job/reports/nightly": "two"}), bound) == "bound_object_gone"
+    assert await told(tables(), bound) == "bound_object_gone"
+
+
+async def test_who_acts_for_the_bearer_of_a_handle_stands_in_what_was_signed() -> None:
+    hashed = {HASH_CLAIM: handle_digest(HANDLE).hex()}
+    made = tables(token({"typ": "grant+jwt"}, live(act={"sub": "svc:b"}, **hashed)))
+    presented = token(claims=live(act={"sub": "svc:c"}))
+    assert chain_of(jws_of(made, HANDLE)) == {"sub": "svc:b"}
+    assert chain_of(jws_of(made, presented)) == {"sub": "svc:c"}
