@@ -78,6 +78,20 @@ def test_an_identity_without_the_right_gets_no_token_and_the_refusal_is_on_recor
     assert token not in json.dumps([issued, denied])
 
 
+def test_an_identity_gets_handles_by_its_roles_and_they_are_on_record(world, name):
+    identity = f"svc:{name}"
+    secret = new_identity(world, identity, name)
+    handle = issue(world, identity, secret, "--reference")
+    assert handle.startswith("ref:")
+    started = world.present_one(plain(handle))
+    assert (started.verdict, started.audit[0]["subject"]) == ("accepted", identity)
+    assert "job_not_granted" in issue(world, identity, secret, "--reference", job=OTHER, code=NOT_ALLOWED)
+    issued, denied = events(world, identity)
+    assert (issued["event"], issued["token_fingerprint"]) == ("issued", started.audit[0]["token_fingerprint"])
+    assert (denied["event"], denied["reason"]) == ("issue_denied", "job_not_granted")
+    assert handle not in json.dumps([issued, denied])
+
+
 @pytest.mark.parametrize("wrong", ["a secret", "another's", "an unknown identity"])
 def test_who_proves_nothing_gets_nothing_and_learns_nothing(world, name, wrong):
     identity = f"svc:{name}"
