@@ -91,9 +91,12 @@ def connect(kafka: Kafka) -> AdminClient:
         admin.poll(0.05)
         # librdkafka tells the cause aside, tries on, and in the end says only that time ran out.
         for error in told:
-            down = error.code() == KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
-            if error.code() in _NEVER_CLEAR or (down and time.monotonic() - started > REFUSED_TIMEOUT_S):
+            if error.code() in _NEVER_CLEAR:
                 raise KafkaException(error)
+            down = error.code() == KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001
+            if down and time.monotonic() - started > REFUSED_TIMEOUT_S:
+                # Its own text counts the brokers as they come and go: "0/2 brokers are down".
+                raise KafkaException(KafkaError(error.code(), "connections are refused"))
     answer.result()
     return admin
 
