@@ -18,6 +18,7 @@ from app.gate.token import Claims
 # with a key; of the issuer.
 Selector = Literal["jti", "subject", "subject_prefix", "job", "class", "kid", "issuer"]
 SELECTORS: Final[tuple[Selector, ...]] = get_args(Selector)
+_KNOWN: Final[dict[str, Selector]] = {selector: selector for selector in SELECTORS}
 
 KEEP_FOR_EVER: Final = 0  # of keep_until_s
 _ALWAYS: Final = 1 << 62  # later than any iat
@@ -53,14 +54,14 @@ def revocation_record(
     return revocation_key(issuer, selector, named), msgspec.json.encode(entry)
 
 
-_decode_key = msgspec.json.Decoder(tuple[str, Selector, str]).decode
+_decode_key = msgspec.json.Decoder(tuple[str, str, str]).decode
 _decode_value = msgspec.json.Decoder(Revocation).decode
 
 
 class Revocations:
     """The table: `apply` alone changes it, `covers` is asked once per decision."""
 
-    __slots__ = ("_classes", "_entries", "_issuers", "_jobs", "_jtis", "_kids", "_prefixes", "_subjects")
+    __slots__ = ("_classes", "_entries", "_issuers", "_jobs", "_jtis", "_kids", "_prefixes", "_subjects", "_unknown")
 
     def __init__(self) -> None:
         self._entries: dict[bytes, Revocation] = {}
@@ -72,6 +73,7 @@ class Revocations:
         self._prefixes: dict[tuple[str, str], int] = {}
         self._jobs: dict[tuple[str, str], int] = {}
         self._classes: dict[tuple[str, str], int] = {}
+        self._unknown: dict[bytes, str] = {}  # keys of records that name what we cannot tell → their selectors
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -79,9 +81,12 @@ class Revocations:
     def apply(self, key: bytes | None, value: bytes | None) -> str | None:
         """Take in one record; a tombstone removes. Returns a complaint about a record that is not one."""
         try:
-            issuer, selector, named = _decode_key(key or b"")
+            issuer, given, named = _decode_key(key or b"")
         except (msgspec.DecodeError, UnicodeDecodeError):
             return "the key is not [issuer, selector, value]: the record names nothing and revokes nothing"
+        selector = _KNOWN.get(given)
+        if selector is None:
+            return self._apply_unknown(key or b"", given, value)
         if selector == "issuer" and named != issuer:
             return "an issuer's revocation names itself as the value: the record revokes nothing"
         known = revocation_key(issuer, selector, named)
@@ -104,6 +109,17 @@ class Revocations:
         self._entries[known] = entry
         self._index(issuer, selector, named, entry.since_s)
         return unreadable or complaint
+
+    def _apply_unknown(self, key: bytes, selector: str, value: bytes | None) -> str | None:
+        if value is None:
+            self._unknown.pop(key, None)
+            return None
+        self._unknown[key] = selector
+        return f"no selector of this version: {selector[:40]!r}; nothing is decided until it is removed or known"
+
+    def unknown_selector(self) -> str | None:
+        """A selector in effect that this version does not know: whom it refuses cannot be told. Or None."""
+        return next(iter(self._unknown.values()), None)
 
     def covers(self, claims: Claims) -> bool:
         """Whether these claims are no longer honoured. Kid and issuer know no "since": a thief chooses iat."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
-from itertools import islice
 from operator import lt
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ TAKE_AT_ONCE: Final = 100
 ALL: Final = 1 << 31
 _READ_COMMITTED: Final = 1
 _EARLIEST, _LATEST = -2, -1
+_readers = itertools.count()
 
 
 class Connections(AIOKafkaClient):  # type: ignore[misc]
@@ -145,7 +146,7 @@ class Cluster:
 
     async def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
         position = start
-        group = ("read", partition)
+        group = ("read", next(_readers))  # closed below, and nobody else's
         try:
             while position < end:
                 raw, aborted = await self._fetch_one(partition, position, group)
@@ -430,7 +431,7 @@ class _Reading:
                 break
             if got or not raw:
                 return got
-        return list(islice(self._refused or (), limit))
+        return list(itertools.islice(self._refused or (), limit))
 
     def _refuse(self, fault: str, error: Exception) -> None:
         """Each offset that is left gets a decision of its own; what the batch held there is not shown to anybody."""

@@ -81,6 +81,9 @@ class Tables:
         unreadable = next((name for name, rule in self._mapping.items() if rule is None), None)
         if unreadable is not None:  # whom it denies is not known: nobody is refused wrongly, nor let through
             return f"the mapping rule {unreadable} cannot be read: it may be of a later version of the gate"
+        selector = self._revocations.unknown_selector()
+        if selector is not None:
+            return f"a revocation by {selector[:40]!r} is in effect, which this version does not know"
         return None
 
     async def ended(self) -> None:

@@ -32,6 +32,7 @@ from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnReque
 from app.gate.outputs import Out
 from app.stream import batch
 from app.stream.log import CommitUnknown, Fenced, Partition, Placed
+from app.stream.together import together
 
 if TYPE_CHECKING:
     from app.stream.cluster import Connections
@@ -143,7 +144,7 @@ class KafkaWriter:
             self._sequences[partition] = (sequence + len(records)) % _SEQUENCE_MODULUS
             leader = await self._client.leader(partition)
             by_leader.setdefault(leader, {}).setdefault(topic, []).append((number, raw))
-        responses = await asyncio.gather(
+        responses = await together(
             *(
                 self._client.send(
                     node,

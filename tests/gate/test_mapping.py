@@ -18,6 +18,7 @@ from app.gate.original import original
 from app.gate.policy import Revocations, job_from_record, revocation_record, trust_from_record
 from app.stream.log import ReadRecord
 from app.stream.tables import Tables
+from app.stream.topics import Topic
 from tests.gate.test_standing import record
 from tests.support.tokens import AUD, ISS, JTI, NOW_S, RING, token
 
@@ -305,6 +306,16 @@ def test_a_rule_that_cannot_be_read_holds_every_lane_until_it_is_mended():
     assert "rule r cannot be read" in made.complaint()
     assert verdict(admit(world_of(made))) == DENIED
     write(made, b"rule/r", orjson.dumps({"name": "r", "version": 2, "effect": "deny", "jobs": ["other"]}))
+    assert made.complaint() is None
+
+
+def test_a_revocation_by_what_only_a_later_version_knows_holds_every_lane_until_it_is_removed():
+    """Whom it refuses cannot be told: nobody who is refused is let through."""
+    made = tables()
+    later = orjson.dumps([ISS, "tenant", "t-1"])
+    made._apply(Topic.REVOCATIONS, ReadRecord(0, later, b"{}", 0))
+    assert "'tenant'" in made.complaint()
+    made._apply(Topic.REVOCATIONS, ReadRecord(1, later, None, 0))
     assert made.complaint() is None
 
 

@@ -198,13 +198,26 @@ def test_an_unreadable_record_never_un_revokes_live_or_after_compaction(value):
         assert table.covers(CLAIMS)
 
 
-@pytest.mark.parametrize("key", [None, b"", b"{}", b'["a","b","c"]', b'["a","jti"]', b"\xff", b'["a","issuer","b"]'])
+@pytest.mark.parametrize(
+    "key", [None, b"", b"{}", b'["a","b","c","d"]', b'["a","jti"]', b"\xff", b'["a","issuer","b"]']
+)
 def test_a_record_whose_key_names_nothing_changes_nothing(key):
     table = Revocations()
     revoke(table, "jti", "jti-1")
     assert table.apply(key, None) is not None
     assert table.apply(key, b"{}") is not None
     assert len(table) == 1
+
+
+def test_a_selector_of_a_later_version_is_told_until_it_is_removed():
+    table = Revocations()
+    later = json.dumps([ISS, "tenant", "t-1"]).encode()
+    assert "tenant" in str(table.apply(later, b"{}"))
+    assert table.unknown_selector() == "tenant"
+    assert table.apply(b'["other","tenant","t-1"]', None) is None
+    assert table.unknown_selector() == "tenant"
+    assert table.apply(later, None) is None
+    assert table.unknown_selector() is None
 
 
 def test_a_key_in_another_spelling_revokes_but_cannot_un_revoke():
