@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.commit import OffsetCommitRequest
 
 from app import __version__
 from app.config import Settings
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from app.stream.administration import Checked
 
 GROUP_OFFSETS_EVERY_S: Final = 1.0
+GROUP_TIMEOUT_S: Final = 5.0
 COLLECT_AFTER_OBJECTS: Final = 200_000  # more than a turn makes
 GAUGES_EVERY_S: Final = 5.0
 TOPICS_EVERY_S: Final = 10.0
@@ -79,7 +81,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._failure: Exception | None = None
         self._consumer: AIOKafkaConsumer | None = None
-        self._offsets: dict[TopicPartition, int] = {}
+        self._offsets: dict[int, int] = {}  # of lanes, for the group
 
     # ── what probes ask ──
 
@@ -161,7 +163,7 @@ class Worker:
             await self._tell_group()
         if self._consumer is not None:
             with contextlib.suppress(KafkaError, TimeoutError):
-                await asyncio.wait_for(self._consumer.stop(), 5)
+                await asyncio.wait_for(self._consumer.stop(), GROUP_TIMEOUT_S)
         await self._tables.stop()
         await self._cluster.stop()
 
@@ -193,15 +195,26 @@ class Worker:
         self._stopping.set()
 
     def _note_offset(self, number: int, offset: int) -> None:
-        self._offsets[TopicPartition(self._shared.topics[Topic.TRIGGERS], number)] = offset
+        self._offsets[number] = offset
 
     async def _tell_group(self) -> None:
-        """Commit offsets to the group: for lag tools only, so a failure is nobody's harm."""
-        offsets, self._offsets = self._offsets, {}
-        if offsets and self._consumer is not None:
-            mine = self._consumer.assignment()
-            with contextlib.suppress(Exception):
-                await self._consumer.commit({key: value for key, value in offsets.items() if key in mine})
+        """Commit offsets to the group: for lag tools only, so a failure is nobody's harm.
+
+        Not by the consumer's own commit. One that is answered after a rebalance makes it forget its member id and join
+        anew, and the next rebalance waits for the member it was until that one's session runs out.
+        """
+        mine = [(number, offset, "") for number, offset in self._offsets.items() if number in self.lanes]
+        self._offsets = {}
+        coordinator = self._consumer._coordinator if self._consumer is not None else None  # noqa: SLF001
+        if not mine or coordinator is None or coordinator.coordinator_id is None:
+            return
+        request = OffsetCommitRequest(
+            coordinator.group_id, coordinator.generation, coordinator.member_id,
+            OffsetCommitRequest.DEFAULT_RETENTION_TIME, [(self._shared.topics[Topic.TRIGGERS], mine)],
+        )  # fmt: skip
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(GROUP_TIMEOUT_S):
+                await coordinator._client.send(coordinator.coordinator_id, request, group="lag")  # noqa: SLF001
 
     async def _chores(self) -> None:
         gauges_at_s = 0.0

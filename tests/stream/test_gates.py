@@ -120,6 +120,38 @@ async def test_two_gates_share_the_lanes_and_hand_them_over_in_order(running: Ru
         assert "lane_stopped" not in {event["event"] for event in gate.events()}
 
 
+def members_of(running: Running) -> set[str]:
+    """Ids the group knows its members by."""
+    admin, group = _admin(running.broker), f"{running.prefix}gate"
+    told = admin.describe_consumer_groups([group])
+    return {member.member_id for member in told[group].result(30).members}
+
+
+@pytest.mark.slow
+async def test_a_gate_stays_the_member_it_is_through_a_rebalance(running: Running, tmp_path: Path) -> None:
+    """A member id that is forgotten stays in the group as nobody's, and every rebalance waits until it has run out."""
+    first, second = running.first, running.second
+    first.start()
+    await until("the first gate has every lane", lambda: lanes_of(first) == set(range(LANES)))
+    before = members_of(running)
+    assert len(before) == 1
+    second.start()
+    await until("they share the lanes", lambda: len(lanes_of(first)) == len(lanes_of(second)) == LANES // 2)
+    third = GateProcess("third", tmp_path, gates.environment(running.broker, running.prefix))
+    second.signal(signal.SIGSTOP)
+    third.start()
+    try:  # until the second's session has run out the rebalance waits, and the first decides and tells its offsets
+        async with asyncio.timeout(60):
+            while len(lanes_of(third)) != LANES // 2:
+                await running.send(5)
+        await running.all_answered()
+        assert before < members_of(running)
+        assert "OffsetCommit failed" not in first.log_file.read_text()  # upon which aiokafka forgets who it is
+    finally:
+        third.signal(signal.SIGKILL)
+        third.wait()
+
+
 def _admin(broker: str) -> AdminClient:
     return connect(Kafka(bootstrap=broker))
 
