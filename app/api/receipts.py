@@ -16,7 +16,8 @@ import msgspec
 
 from app.gate.trigger import Record
 from app.logs import Event, log
-from app.stream.cluster import Cluster, KafkaTail
+from app.stream.cluster import Cluster
+from app.stream.tail import KafkaTail
 
 TAKE_RECORDS: Final = 2_000  # of one lane at a time: others' answers are not kept waiting
 TAKE_BYTES: Final = 8 << 20

@@ -186,9 +186,9 @@ def _lane(journal: Journal, armed: Armed) -> None:
     from app import trust
     from app.gate import decide, outputs
     from app.stream import restore
-    from app.stream.cluster import KafkaTail
     from app.stream.lane import Lane
     from app.stream.store import Store
+    from app.stream.tail import KafkaTail
     from app.stream.turn import Turn
     from app.stream.worker import Worker
 

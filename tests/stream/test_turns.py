@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from app.gate.revocation import revocation_key
-from app.stream.cluster import KafkaTail
 from app.stream.judging import Judge, Slice
 from app.stream.log import CommitUnknown, ReadRecord
+from app.stream.tail import KafkaTail
 from app.stream.topics import Topic
 from app.stream.transaction import KafkaWriter
 from tests.stream.test_batch import _of
