@@ -21,7 +21,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from app.gate import decide, idempotency, outputs
 from app.gate.decide import Accepted, Admitted, Refused
 from app.gate.outputs import Out
-from app.stream import batch, cluster, lane, restore, sweeping, transaction, turn
+from app.stream import batch, cluster, lane, restore, sweeping, tail, transaction, turn
 from app.stream.log import Fenced, Partition, Placed, Watermarks
 from app.stream.topics import Topic
 
@@ -182,7 +182,7 @@ def _no_replay() -> None:
 
 
 def _position_after_poll() -> None:
-    _replace(cluster.KafkaTail, "position", property(lambda self: self.fetched))
+    _replace(tail.KafkaTail, "position", property(lambda self: self.fetched))
 
 
 def _swept_early() -> None:
