@@ -113,12 +113,13 @@ def run_seeds(first: int, count: int, jobs: int) -> int:
 
 
 def find_bug(name: str, seeds: int, first: int = 0) -> tuple[int, list[str]] | None:
-    """The first seed that shows a planted bug, and the checks that did. Call it within `simulated()`."""
+    """The first seed where a check that is there for it shows a planted bug, and all that do. Within `simulated()`."""
     with planted(name):
         for seed in range(first, first + seeds):
             _, outcome = simulate(seed)
-            if outcome.violations:
-                return seed, sorted({violation.partition(":")[0] for violation in outcome.violations})
+            checks = sorted({violation.partition(":")[0] for violation in outcome.violations})
+            if not set(checks).isdisjoint(BUGS[name].caught_by):
+                return seed, checks
     return None
 
 
@@ -135,14 +136,9 @@ def run_bugs(names: list[str], first: int, seeds: int) -> int:
                 found_all = False
                 continue
             seed, checks = found
-            expected = [check for check in checks if check in BUGS[name].caught_by]
-            found_all &= bool(expected)
             last = max(last, seed)
-            others = "" if expected else f" NONE EXPECTED, but {', '.join(checks)}"
-            print(
-                f"{name:38} seed {seed:3} in {time.perf_counter() - began_s:4.1f} s by {', '.join(expected)}{others}",
-                flush=True,
-            )
+            own = ", ".join(check for check in checks if check in BUGS[name].caught_by)
+            print(f"{name:38} seed {seed:3} in {time.perf_counter() - began_s:4.1f} s by {own}", flush=True)
         dirty = [seed for seed in range(first, last + 1) if simulate(seed)[1].violations]
     print(f"control: the program as it is, seeds {first} to {last}: {len(dirty)} with violations {dirty or ''}")
     return 0 if found_all and not dirty else 1
