@@ -33,21 +33,23 @@ class Present(NamedTuple):
     table: Revocations
     offsets: dict[bytes, int]  # of the newest record under each key
     complaints: dict[bytes, str]  # of records that are not as they should be
+    written: set[bytes]  # keys of records that are no tombstones
     end: int  # offset; all before it was decided, and is in here
 
 
 async def read(kafka: Kafka) -> Present:
     """All that is committed. Raises KafkaError or TimeoutError."""
-    table, offsets, complaints = Revocations(), dict[bytes, int](), dict[bytes, str]()
+    table, offsets, complaints, written = Revocations(), dict[bytes, int](), dict[bytes, str](), set[bytes]()
     async with whole.opened(kafka, Topic.REVOCATIONS) as topic:
         async for record in topic.records():
             key = record.key or b""
             complaint = table.apply(key, record.value)
             offsets[key] = record.offset
+            written.add(key) if record.value is not None else written.discard(key)
             complaints.pop(key, None)
             if complaint is not None:
                 complaints[key] = complaint
-        return Present(table, offsets, complaints, topic.end)
+        return Present(table, offsets, complaints, written, topic.end)
 
 
 async def take_back(kafka: Kafka, present: Present, keys: Sequence[bytes]) -> None:

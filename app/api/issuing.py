@@ -19,6 +19,7 @@ from app.authority.rights import Rights
 from app.config import Settings
 from app.gate import limits
 from app.gate.claims import BoundTo, Uses
+from app.gate.records import UNREADABLE
 from app.gate.revocation import Selector, revocation_record
 from app.issuer.keystore import Keystore, KeystoreError
 from app.issuer.mint import Minted, TriggerTokenRequest, issue
@@ -109,7 +110,7 @@ class Issuing:
         """A token that may still be out; refusals and what expired are passed over."""
         try:
             record = _decode(value or b"")
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return
         now_s = int(time.time())
         if record.event == "issued" and record.expires_at_s + self._settings.gate.grace_s > now_s:

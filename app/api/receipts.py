@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from app.gate.records import UNREADABLE
 from app.gate.trigger import Record
 from app.logs import Event, log
 from app.stream.cluster import Cluster
@@ -226,6 +227,6 @@ def emitter_of(value: bytes) -> str | None:
     """Whose receipt it is; None for nobody's: its token was not verified, or it is none a gate has written."""
     try:
         return decode(value).emitter
-    except msgspec.DecodeError:
+    except UNREADABLE:
         log.error(Event.RECEIPT_FOREIGN)
         return None

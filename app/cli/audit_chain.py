@@ -9,7 +9,7 @@ import msgspec
 
 from app.cli import common
 from app.cli.common import Bootstrap, Output, Prefix
-from app.gate.records import NO_AUDIT_YET
+from app.gate.records import NO_AUDIT_YET, UNREADABLE
 
 if TYPE_CHECKING:
     from app.cli.reading import Entry
@@ -45,7 +45,7 @@ class Chain:
         self.records += 1
         try:
             link = self._decode(entry.value or b"")
-        except msgspec.DecodeError:
+        except UNREADABLE:
             self.broken = f"the record at offset {entry.offset} is not an audit record"
             return
         if link.lane != self.lane:

@@ -234,7 +234,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 # Errors of ours whose message is such a sentence already; named, so that nothing heavy is imported for them.
 _OURS: Final = {
     "ConfigError": USAGE, "KeystoreError": FAILED, "LocalKafkaError": FAILED, "RegistryError": FAILED,
-    "RevocationsError": FAILED, "TopicsError": FAILED,
+    "RevocationsError": FAILED, "TopicsError": FAILED, "OffsetGone": FAILED, "Unreadable": FAILED,
 }  # fmt: skip
 
 

@@ -80,6 +80,7 @@ def _examine(settings: Settings) -> Iterator[Row]:
         return
     yield from _guarded("transactions", lambda: _transactions(place))
     yield from _guarded("keys", lambda: common.run(_registry_and_keys(settings)))
+    yield from _guarded("revocations", lambda: common.run(_revocations(settings)))
     yield from _guarded("gates", lambda: _gates(place))
     yield from _settings(settings)
 
@@ -208,6 +209,22 @@ async def _registry_and_keys(settings: Settings) -> Iterator[Row]:
     if not rules:
         rows.append(Row(WARN, "trust", "no issuer is trusted: every trigger is refused", "`tollgate trust apply FILE`"))
     rows += await _key_sets(settings, rules)
+    return iter(rows)
+
+
+async def _revocations(settings: Settings) -> Iterator[Row]:
+    from app import revocations
+
+    present = await revocations.read(settings.kafka)
+    holding = present.table.unknown()
+    rows = [Row(OK, "revocations", f"{len(present.table)} in effect")] if not present.complaints else []
+    for key, complaint in present.complaints.items():
+        if key in present.written:
+            told = key.decode(errors="replace")
+            verdict = BAD if key in holding else WARN
+            rows.append(
+                Row(verdict, "revocations", f"{told}: {complaint}", f"`tollgate revocations lift --key '{told}'`")
+            )
     return iter(rows)
 
 

@@ -11,6 +11,7 @@ from app.cli import common, given
 from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
+    from app.config import Kafka
     from app.gate.revocation import Revocation
     from app.revocations import Present
 
@@ -51,10 +52,13 @@ def list_(
 @app.command()
 def lift(
     selector: Annotated[
-        str,
+        str | None,
         typer.Argument(help="what kind: jti, subject, subject_prefix, job, class, kid or issuer", show_default=False),
-    ],
-    value: Annotated[str, typer.Argument(help="as `revocations list` shows it", show_default=False)],
+    ] = None,
+    value: Annotated[str | None, typer.Argument(help="as `revocations list` shows it", show_default=False)] = None,
+    key: Annotated[
+        str | None, typer.Option(help="the record's very key instead, as `list` warns of it", show_default=False)
+    ] = None,
     issuer: Annotated[str | None, typer.Option(help="whose (default issuer.issuer)", show_default=False)] = None,
     output: Output = None,
     bootstrap: Bootstrap = None,
@@ -63,25 +67,43 @@ def lift(
     """Take one revocation back: what it refused is honoured again within a second, as far as it has not expired.
 
     Nothing else is lifted: a token may be revoked by its jti and by its subject. It fails, and takes nothing back, when
-    the same was revoked anew at that moment.
+    the same was revoked anew at that moment. A record of a later version, for which gates hold every decision, is
+    lifted by its key.
 
     Example: tollgate revocations lift subject service:ci
     """
     from app import revocations
     from app.gate.revocation import SELECTORS, revocation_key
 
+    if key is not None:
+        if selector is not None:
+            common.fail("give SELECTOR and VALUE, or --key", common.USAGE)
+        _lift_key(common.settings_of(bootstrap, prefix).kafka, key.encode())
+        return
+    if selector is None or value is None:
+        common.fail("give SELECTOR and VALUE, or --key", common.USAGE)
     given.one_of("SELECTOR", selector, SELECTORS)
     settings = common.settings_of(bootstrap, prefix, issuer__issuer=issuer)
     iss = settings.issuer.issuer
-    key = revocation_key(iss, next(known for known in SELECTORS if known == selector), value)
+    named = revocation_key(iss, next(known for known in SELECTORS if known == selector), value)
     present = common.run(revocations.read(settings.kafka))
-    entry = present.table.by_key().get(key)
+    entry = present.table.by_key().get(named)
     if entry is None:
         common.fail(f"{iss} has no revocation of {selector} {value!r}", common.NOTHING_MATCHED)
-    if key not in present.offsets:
-        common.fail("the record's key is not in its one spelling: only a tombstone under that very key takes it away")
-    common.run(revocations.take_back(settings.kafka, present, [key]))
+    if named not in present.offsets:
+        common.fail("the record's key is not in its one spelling: `revocations list` warns of it; lift it by --key")
+    common.run(revocations.take_back(settings.kafka, present, [named]))
     common.print_object(_row(entry, int(time.time())), output)
+    common.say("lifted")
+
+
+def _lift_key(kafka: Kafka, key: bytes) -> None:
+    from app import revocations
+
+    present = common.run(revocations.read(kafka))
+    if key not in present.written:
+        common.fail("no record has this key", common.NOTHING_MATCHED)
+    common.run(revocations.take_back(kafka, present, [key]))
     common.say("lifted")
 
 

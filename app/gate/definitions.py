@@ -16,6 +16,7 @@ from msgspec import Meta
 from app.gate import limits
 from app.gate.canonical import canonical
 from app.gate.keyset import JWKSInvalid, KeySet
+from app.gate.records import UNREADABLE
 from app.gate.redact import token_shaped
 from app.gate.strict_json import JSONRefused, loads_object
 
@@ -134,7 +135,7 @@ def birth_id_in(value: bytes | None) -> str | None:
         return None
     try:
         members = msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     if type(members) is not dict:
         return None
@@ -248,7 +249,7 @@ def decode_record(value: bytes, kind: type[Decoded]) -> Decoded | str:
         said = said.replace("Object contains unknown field", "unknown member").replace("`", "")
         member = where.strip("`.")
         return f"{member}: {said[:1].lower()}{said[1:]}" if member else said
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         return f"not JSON: {error}"
 
 

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from app.gate.records import UNREADABLE
+
 IDENTITY_PREFIX: Final = "identity/"
 
 
@@ -55,7 +57,7 @@ class Identities:
             return None
         try:
             record = _decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             self._unreadable.add(name)
             return "the value is not an identity: its subject is refused"
         if record.name != name:

@@ -8,7 +8,7 @@ from typing import Final
 
 from app.gate import limits
 from app.gate.records import Redacted
-from app.gate.redact import redact, redact_presented
+from app.gate.redact import redact, redact_presented, token_shaped
 from app.gate.trigger import Record, Trigger
 
 # What was taken out of a record, bound to its trigger id and content → JWE compact; None without a sealing key.
@@ -30,8 +30,12 @@ def original(record: Record, unverified_token: str | None, seal: Seal) -> tuple[
         taken.extend(removed)
         return kept
 
-    key = None if record.key is None else clean(record.key)
-    value = None if record.value is None else clean(record.value)
+    # What no dead letter shows and no handoff holds is not looked through: a batch may expand to far more than we take.
+    key, value = record.key, record.value
+    if key is not None and len(key) <= limits.KEY_SHOWN_MAX_BYTES:
+        key = clean(key)
+    if value is not None and len(value) <= limits.RECORD_MAX_BYTES:
+        value = clean(value)
     headers = _clean_headers(record.headers, clean, taken) if record.headers else ()
     return _sealed(record, Redacted(key, value, headers), taken, seal)
 
@@ -66,6 +70,8 @@ def _clean_headers(
     given: Sequence[tuple[str, bytes | None]], clean: Callable[[bytes], bytes], taken: list[bytes]
 ) -> tuple[tuple[str, bytes], ...]:
     headers: list[tuple[str, bytes]] = []
+    if sum(len(name) + len(content or b"") for name, content in given) > limits.RECORD_MAX_BYTES:
+        return ()
     for name, content in given[: limits.HEADERS_MAX]:
         if name.lower() in _DROPPED_NAMES:
             taken.append(content or b"")
@@ -81,4 +87,5 @@ def _kept(name: str) -> bool:
     lower = name.lower()
     if lower.startswith("tollgate-"):
         return lower in _KEPT_OF_OURS
-    return len(name) <= _HEADER_NAME_MAX and name.isascii() and name.isprintable() and not lower.startswith("__")
+    plain = len(name) <= _HEADER_NAME_MAX and name.isascii() and name.isprintable() and not lower.startswith("__")
+    return plain and not token_shaped(name)  # a handle is short enough

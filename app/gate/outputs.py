@@ -18,6 +18,7 @@ from app.gate.decide import Accepted, Admitted, Presented, Refused, Source
 from app.gate.policy import Authorized
 from app.gate.reasons import Rejected
 from app.gate.records import (
+    UNREADABLE,
     AuditRecord,
     Checkpoint,
     Handoff,
@@ -213,7 +214,7 @@ def handoff(
 def read_handoff(value: bytes) -> tuple[Handoff, Source, Trigger]:
     """A handoff as `readmit` wants it; its claims and the original are read when they are needed.
 
-    Raises msgspec.DecodeError for what no gate has written.
+    Raises one of UNREADABLE for what no gate has written.
     """
     record = _decode_handoff(value)
     origin = record.trigger
@@ -230,7 +231,7 @@ def read_original(record: Handoff) -> Redacted:
     """What a dead letter of a handoff shows; nothing, where it is not what a gate writes."""
     try:
         return _decode_redacted(record.redacted)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return Redacted(None, None, ())
 
 
@@ -248,7 +249,7 @@ def checkpoint(record: Checkpoint) -> Out:
 
 
 def read_checkpoint(value: bytes) -> Checkpoint:
-    """Raises msgspec.DecodeError for bytes that are not a checkpoint."""
+    """Raises one of UNREADABLE for bytes that are not a checkpoint."""
     return _decode_checkpoint(value)
 
 

@@ -238,7 +238,7 @@ REASONS: Final[tuple[Reason, ...]] = (
         "grant_malformed",
         _V,
         "authorization_details does not hold one well-formed grant, or one with an unknown condition",
-        "issue with one grant of type job_trigger with actions, jobs and params only",
+        "issue with one grant of type job_trigger with actions, jobs, params, params_sha256 and bound_to only",
     ),
     Reason(
         "ttl_too_long",

@@ -6,6 +6,9 @@ from typing import Final
 
 import msgspec
 
+# What reading a record may raise: the last, for a deep nest in a member that msgspec would pass over.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 NO_AUDIT_YET: Final = "0" * 64  # the head of a lane's chain before its first audit record
 
 

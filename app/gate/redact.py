@@ -16,6 +16,7 @@ _MARK_DIGITS: Final = 16
 _PIECE_MIN_BYTES: Final = 16  # shorter pieces of a token are of no use to anyone
 _TOKEN_MIN_BYTES: Final = 8  # a "token" shorter than this is a word; replacing it everywhere would garble the rest
 _LOOK_BACK_BYTES: Final = 8 * 1024
+_PARTS_MAX: Final = 5  # of a JWE (RFC 7516 section 7.1); what has more is no token, and each would cost a search
 
 _BASE64URL: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _B: Final = r"[A-Za-z0-9_-]"
@@ -28,7 +29,8 @@ _HEADER: Final = rf"(?:e(?:y[ABIJ]|w[klop01]){_B}|IHsi|C[nX]si|DXsi)(?:{_ASCII})
 # What a token is when nothing was done to it: any compact JWS or JWE (RFC 7515 and 7516, section 7.1) or a handle.
 # (Lookbehinds stand after the letters they look behind: the search for those is then a scan for a byte.)
 _LONG: Final = rf"{_B}{{{_PIECE_MIN_BYTES},}}+"
-_COMPACT_TEXT: Final = re.compile(rf"{_HEADER}{_B}*+\.{_B}*+\.{_B}*+")
+# (Every match takes the rest of its run along: tried again from each header in it, a long one would cost its square.)
+_COMPACT_TEXT: Final = re.compile(rf"{_HEADER}{_B}*+(\.{_B}*+\.)?")
 _HANDLE_TEXT: Final = re.compile(rf"ref:(?<![A-Za-z0-9]ref:){_LONG}")
 _HANDLE: Final = re.compile(_HANDLE_TEXT.pattern.encode())
 
@@ -60,7 +62,7 @@ def token_shaped(text: str) -> bool:
     """Whether `text` holds something that is, by its shape, a token."""
     if "." not in text and "ref:" not in text:
         return False
-    return _COMPACT_TEXT.search(text) is not None or _HANDLE_TEXT.search(text) is not None
+    return any(found[1] for found in _COMPACT_TEXT.finditer(text)) or _HANDLE_TEXT.search(text) is not None
 
 
 def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
@@ -90,10 +92,8 @@ def _redact_plain(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]
             rest, taken = before + after, [token]
             if token in rest:
                 return None
-        if len(rest) >= _PIECE_MIN_BYTES:
-            for part in token.split(b"."):
-                if len(part) >= _PIECE_MIN_BYTES and part in rest:
-                    return None
+        if len(rest) >= _PIECE_MIN_BYTES and any(part in rest for part in _parts(token)):
+            return None
     for mark in _SUSPICIOUS:
         if mark in rest:
             return None
@@ -119,6 +119,12 @@ def redact_presented(data: bytes, token: str, fingerprint: str, others: str) -> 
     if data[start:end] != presented or data[start - 1 : start] != b'"' or data[end : end + 2] not in _AFTER_A_MEMBER:
         return None
     return data[:start] + _known_mark(fingerprint) + data[end:], [presented]
+
+
+def _parts(token: bytes) -> set[bytes]:
+    """The parts of a token that are of use to anyone; none of a text with more of them than any token has."""
+    parts = token.split(b".", _PARTS_MAX)
+    return {part for part in parts if len(part) >= _PIECE_MIN_BYTES} if len(parts) <= _PARTS_MAX else set()
 
 
 def _is_word(data: bytes, token: bytes | None) -> bool:
@@ -160,7 +166,7 @@ def _presented(seen: bytes, token: bytes | None) -> list[Span]:
     if token is None or len(token) < _TOKEN_MIN_BYTES:
         return []
     spans: list[Span] = []
-    pieces = [token, *(part for part in token.split(b".")[1:] if len(part) >= _PIECE_MIN_BYTES)]
+    pieces = [token, *_parts(token.partition(b".")[2])]
     if not token.isascii():  # what JSON escaped came out of _unescape as one byte for each UTF-16 unit
         units = token.decode("utf-8", "replace").encode("utf-16-be")
         pieces.append(bytes(min(high << 8 | low, 0xFF) for high, low in zip(units[::2], units[1::2], strict=True)))

@@ -12,6 +12,7 @@ from typing import Final, Literal, get_args
 import msgspec
 import orjson
 
+from app.gate.records import UNREADABLE
 from app.gate.token import Claims
 
 # One token; all of a subject; of subjects that begin so (of every subject: ""); that grant a job; of a class; signed
@@ -82,7 +83,7 @@ class Revocations:
         """Take in one record; a tombstone removes. Returns a complaint about a record that is not one."""
         try:
             issuer, given, named = _decode_key(key or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             return "the key is not [issuer, selector, value]: the record names nothing and revokes nothing"
         selector = _KNOWN.get(given)
         if selector is None:
@@ -102,7 +103,7 @@ class Revocations:
             entry = _decode_value(value)
             if (entry.issuer, entry.selector, entry.value) != (issuer, selector, named):
                 unreadable = "key and value name different things: everything the key names is refused"
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             unreadable = "the value is not a revocation: everything the key names is refused"
         if unreadable:
             entry = Revocation(issuer, selector, named, _ALWAYS, "unreadable record", "unknown")
@@ -115,11 +116,11 @@ class Revocations:
             self._unknown.pop(key, None)
             return None
         self._unknown[key] = selector
-        return f"no selector of this version: {selector[:40]!r}; nothing is decided until it is removed or known"
+        return f"{selector[:40]!r} is no selector of this version: nothing is decided until it is lifted, or known"
 
-    def unknown_selector(self) -> str | None:
-        """A selector in effect that this version does not know: whom it refuses cannot be told. Or None."""
-        return next(iter(self._unknown.values()), None)
+    def unknown(self) -> dict[bytes, str]:
+        """Selectors in effect that this version does not know, by the keys of their records."""
+        return dict(self._unknown)
 
     def covers(self, claims: Claims) -> bool:
         """Whether these claims are no longer honoured. Kid and issuer know no "since": a thief chooses iat."""

@@ -23,6 +23,7 @@ from app.gate.reference import NO_GRANTS, Grants
 from app.gate.token import Claims, VerifiedToken
 
 MEMO_MAX: Final = 20_000  # webhook tokens, about 2 KiB each; and bearers
+MEMO_TEXT_CHARS: Final = 16 << 20  # of their texts, whose claims may weigh twenty times as much
 PERMITTED_MAX: Final = 1_000  # kinds of grants of one bearer
 
 _encode = msgspec.json.Encoder().encode
@@ -81,33 +82,39 @@ class Memo:
         self.presented: dict[str, Standing] = {}  # of webhook tokens, by their text
         self.handed_tokens: dict[str, tuple[bytes, VerifiedToken]] = {}  # by fingerprint: the claims as they came
         self.handed: dict[str, Standing] = {}  # by fingerprint
+        self._text_chars = 0
 
     def keep(self, text: str, token: VerifiedToken) -> None:
         """One-shot tokens come once: keeping them would only push out the others."""
         if token.claims.uses == "many":
-            _room(self.tokens)
+            self.room(self.tokens, len(text))
             self.tokens[text] = token
 
     def keep_standing(self, seen: dict[str, Standing], name: str, standing: Standing) -> None:
         if standing.token.claims.uses == "many":
-            _room(seen)
+            self.room(seen, 0)
             seen[name] = standing
 
     def handed_token(self, claims_json: bytes, fingerprint: str, insecure: bool) -> VerifiedToken:
-        """The token of a handoff. Raises msgspec.DecodeError for claims no gate has written."""
+        """The token of a handoff. Raises one of UNREADABLE for claims no gate has written."""
         known = self.handed_tokens.get(fingerprint)
         if known is not None and known[0] == claims_json and known[1].insecure is insecure:
             return known[1]
         token = VerifiedToken(_decode_claims(claims_json), fingerprint, insecure)
         if token.claims.uses == "many":
-            _room(self.handed_tokens)
+            self.room(self.handed_tokens, len(claims_json))
             self.handed_tokens[fingerprint] = (claims_json, token)
         return token
 
-
-def _room(memory: dict[Any, Any]) -> None:
-    if len(memory) >= MEMO_MAX:
-        memory.clear()
+    def room(self, memory: dict[Any, Any], chars: int) -> None:
+        """Forget a memory that is full; and all of them, when what their texts add up to is too long."""
+        self._text_chars += chars
+        if self._text_chars > MEMO_TEXT_CHARS:
+            self._text_chars = chars
+            for each in (self.tokens, self.bearers, self.presented, self.handed_tokens, self.handed):
+                each.clear()
+        elif len(memory) >= MEMO_MAX:
+            memory.clear()
 
 
 class World(msgspec.Struct, frozen=True):
@@ -147,7 +154,7 @@ def bearer_of(claims: Claims, world: World, memo: Memo) -> Bearer | None:
         if refused is None and world.disabled.covers(claims.iss, claims.sub):
             refused = Rejected("identity_disabled")
         bearer = Bearer(rule, refused, world.mapping.of_bearer(claims), emitter(claims), who, scope, {})
-        _room(memo.bearers)
+        memo.room(memo.bearers, sum(map(len, name)))
         memo.bearers[name] = bearer
     return bearer
 

@@ -269,7 +269,8 @@ class Cluster:
             tail.broken(error(tail.partition[0]))
             return False
         if row[1]:
-            return True
+            tail.failed(error)
+            return bool(error.invalid_metadata)
         tail.arrived(row[-1] or b"", _aborted(row), row[2])
         if tail.fetched >= (row[3] if tail.past_open_transactions else row[2]):  # last stable offset, high watermark
             tail.caught_up(sent_at_s)

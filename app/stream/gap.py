@@ -13,7 +13,7 @@ import msgspec
 
 from app.config import Settings
 from app.gate import outputs
-from app.gate.records import NO_AUDIT_YET, AuditRecord, Checkpoint, Gap, GapRecord, Handoff
+from app.gate.records import NO_AUDIT_YET, UNREADABLE, AuditRecord, Checkpoint, Gap, GapRecord, Handoff
 from app.stream import administration, restore
 from app.stream.cluster import Cluster
 from app.stream.log import Log, Partition, ReadRecord
@@ -99,7 +99,7 @@ async def _stood(source: Log, names: dict[Topic, str], found: Deployment, lane: 
                 mine[trigger_id] = record.offset
     for other in range(found.lanes):
         async for record in _all(source, (names[Topic.AUDIT], other)):
-            for shown in msgspec.json.decode(record.value or b"", type=AuditRecord).presentations:
+            for shown in _entry(record.value, other).presentations:
                 triggers = max(triggers, _behind(shown.trigger_id, lane))
                 if other == lane and shown.trigger_id in mine:
                     handoffs = max(handoffs, mine[shown.trigger_id] + 1)
@@ -113,10 +113,19 @@ async def _all(source: Log, partition: Partition) -> AsyncIterator[ReadRecord]:
             yield record
 
 
+def _entry(value: bytes | None, lane: int) -> AuditRecord:
+    try:
+        return msgspec.json.decode(value or b"", type=AuditRecord)
+    except UNREADABLE:
+        raise NoGap(
+            f"the audit of lane {lane} holds a record that no gate has written: `tollgate audit verify`"
+        ) from None
+
+
 def _trigger_of(value: bytes | None) -> str | None:
     try:
         return msgspec.json.decode(value or b"", type=Handoff).trigger.id
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None  # a stranger's: its dead letter names the handoff's own coordinates
 
 
@@ -143,6 +152,6 @@ async def _audit_head(source: Log, partition: Partition) -> tuple[int, str]:
         async for chunk, _ in source.read(partition, start, marks.high):
             newest = chunk[-1].value if chunk else newest
         if newest is not None:
-            return msgspec.json.decode(newest, type=AuditRecord).sequence, outputs.digest(newest)
+            return _entry(newest, partition[1]).sequence, outputs.digest(newest)
         reach *= 10
     return 0, NO_AUDIT_YET

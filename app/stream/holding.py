@@ -12,6 +12,7 @@ from app.stream.log import Tail
 from app.telemetry import HELD, Event, log
 
 TABLES_STALE: Final = "tables_stale"
+TABLES_UNREAD: Final = "tables_unread"
 CLOCK: Final = "clock"
 KEYS: Final = "keys"
 TABLES_BEHIND: Final = "tables_behind"

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from app.config import Kafka, Settings
 from app.gate import outputs
-from app.gate.records import Checkpoint
+from app.gate.records import UNREADABLE, Checkpoint
 from app.stream.connect import confluent_options
 from app.stream.topics import Topic
 
@@ -154,7 +154,7 @@ def read_deployment(settings: Settings) -> DeploymentRecord | None:
         return None
     try:
         record = msgspec.json.decode(newest, type=DeploymentRecord)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ValueError(f"the record {DEPLOYMENT_KEY.decode()} in the registry cannot be read: {error}") from None
     if record.version != DEPLOYMENT_VERSION:
         raise ValueError(
@@ -175,7 +175,7 @@ def read_checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, Foun
             continue
         try:
             found[message.partition] = FoundCheckpoint(outputs.read_checkpoint(message.value), message.timestamp_ms)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ValueError(f"the checkpoint of lane {message.partition} cannot be read: {error}") from None
     return found
 

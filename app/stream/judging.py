@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import msgspec
-
 from app.gate import decide, outputs
 from app.gate.decide import Held, Refused, World
+from app.gate.records import UNREADABLE
 from app.gate.token import GrantWanted, KeyWanted
 from app.gate.trigger import Record
 from app.stream.tables import Tables
@@ -98,7 +97,7 @@ class Judge:
         try:
             handoff, source, trigger = outputs.read_handoff(record.value or b"")
             token = world.memo.handed_token(bytes(handoff.claims), handoff.token_fingerprint, handoff.insecure)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             log.error(Event.HANDOFF_FOREIGN, lane=self._lane, offset=record.offset, error=type(error).__name__)
             return Judged(record, Foreign(type(error).__name__))
         if handoff.registry_offset > world.registry_offset or handoff.revocations_offset > world.revocations_offset:

@@ -25,7 +25,7 @@ from app.gate.token import KeyWanted
 from app.stream import restore
 from app.stream import store as stores
 from app.stream.clock import LaneClock
-from app.stream.holding import CLOCK, KEYS, TABLES_BEHIND, TABLES_STALE, Holds, Waiting
+from app.stream.holding import CLOCK, KEYS, TABLES_BEHIND, TABLES_STALE, TABLES_UNREAD, Holds, Waiting
 from app.stream.judging import Judge
 from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreadable, Writer
 from app.stream.store import Store, StoreUnusable
@@ -102,6 +102,7 @@ class Lane:
         # Less after a turn that failed, down to one: the records may be why.
         self._turn_records = shared.batch_max_records
         self._failing_since_s: float | None = None
+        self._baffled_since_s: float | None = None  # since the first error of an unknown kind, with no other after it
         self._writer: Writer | None = None
         self._store: Store | None = None
         self._store_path = Path()
@@ -140,8 +141,9 @@ class Lane:
 
     @property
     def failing_s(self) -> float:
-        """For how long it has met errors and decided nothing."""
-        return 0.0 if self._failing_since_s is None or self._decided else time.monotonic() - self._failing_since_s
+        """For how long it has met errors and decided nothing, or could not read one of its topics."""
+        own_s = 0.0 if self._failing_since_s is None or self._decided else time.monotonic() - self._failing_since_s
+        return max([own_s, *(tail.failing_s for tail in (self._triggers, self._handoffs) if tail is not None)])
 
     def _enter(self, state: State) -> None:
         if state is not self.state:
@@ -159,10 +161,12 @@ class Lane:
                     gone = False
                     await self._work()
                 except Fenced as error:
+                    self._baffled_since_s = None
                     # A takeover and a transaction that timed out look the same: no alarm, and another try.
                     log.info(Event.LANE_FENCED, lane=self.number, error=str(error))
                     retry_s = max(retry_s, RETRY_FIRST_S * 4)
                 except (CommitUnknown, KafkaError, TimeoutError, OSError) as error:
+                    self._baffled_since_s = None
                     log.warning(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
                 except OffsetGone as error:
                     # A zombie may miss what its successor has decided: only the newest checkpoint can tell.
@@ -178,8 +182,8 @@ class Lane:
                     log.error(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
                     if isinstance(error, StoreUnusable):
                         self._discard_store()  # rebuilt from the changelog, which needs no trust in it
-                    if self.failing_s > FAILING_MAX_S:
-                        self._stop(f"it failed for {self.failing_s:.0f} s, deciding nothing: {type(error).__name__}")
+                    if self._baffled(time.monotonic()):
+                        self._stop(f"it failed for {FAILING_MAX_S:.0f} s, deciding nothing: {type(error).__name__}")
                         break
                 await self._let_go_of_writer()
                 if self._decided:
@@ -196,6 +200,12 @@ class Lane:
             self._holds.forget()
             if self.state is not State.STOPPED:
                 self._enter(State.RELEASED)
+
+    def _baffled(self, now_s: float) -> bool:
+        """Whether errors of an unknown kind, and no other, have come for too long. Kafka may be away for any time."""
+        if self._baffled_since_s is None or self._decided:
+            self._baffled_since_s = now_s
+        return now_s - self._baffled_since_s > FAILING_MAX_S
 
     def _stop(self, why: str) -> None:
         self.stopped_because = why
@@ -319,7 +329,8 @@ class Lane:
                 await self._rest()
 
     def _hold_for_tables_or_clock(self) -> bool:
-        wrong = {TABLES_STALE: self._tables.complaint(), CLOCK: self._clock.complaint()}
+        tables = self._tables
+        wrong = {TABLES_STALE: tables.stale(), TABLES_UNREAD: tables.unread(), CLOCK: self._clock.complaint()}
         for cause, why in wrong.items():
             if why is None:
                 self._holds.end(cause)

@@ -67,6 +67,10 @@ class Tail(Protocol):
     def confirmed_at_s(self) -> float:
         """When (monotonic clock) the last request was sent whose answer left nothing fetched behind the end."""
 
+    @property
+    def failing_s(self) -> float:
+        """For how long the broker has answered with errors; 0 when it does not."""
+
     def take(self, limit: int, max_bytes: int) -> list[Record]:
         """Up to `limit` records that have arrived, about `max_bytes` of them, without waiting. Raises OffsetGone."""
 

@@ -15,10 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from app.gate import outputs
-from app.gate.records import Checkpoint
+from app.gate.records import UNREADABLE, Checkpoint
 from app.stream import store as stores
 from app.stream.log import Log, Partition, ReadRecord, Watermarks
 from app.stream.store import Store, StoreLocked
@@ -121,7 +119,7 @@ async def last_checkpoint(source: Log, partition: Partition, birth_id: str, lane
 def _checked(value: bytes, partition: Partition, birth_id: str, lanes: int) -> Checkpoint:
     try:
         checkpoint = outputs.read_checkpoint(value)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CheckpointLost(f"{partition[0]}[{partition[1]}]: the newest record is no checkpoint: {error}") from None
     if checkpoint.birth_id != birth_id or checkpoint.lanes != lanes:
         raise CheckpointLost(

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from aiokafka.errors import KafkaError
 
 from app.gate import policy
 from app.gate.decide import Memo, World
@@ -69,7 +68,11 @@ class Tables:
         return self._world
 
     def complaint(self) -> str | None:
-        """Why decisions must wait: a table not confirmed up to date within the limit; or None."""
+        """Why decisions must wait, or None."""
+        return self.stale() or self.unread()
+
+    def stale(self) -> str | None:
+        """Why what is here may be old: a table not confirmed up to date within the limit; or None."""
         if self._task is None:
             return "the tables have not been read yet"
         if self._task.done():
@@ -78,11 +81,14 @@ class Tables:
         for topic, tail in self._tails.items():
             if now - tail.confirmed_at_s > self._max_staleness_s:
                 return f"{topic} was last confirmed {min(now - tail.confirmed_at_s, 1e6):.1f} s ago"
-        unreadable = next((name for name, rule in self._mapping.items() if rule is None), None)
-        if unreadable is not None:  # whom it denies is not known: nobody is refused wrongly, nor let through
-            return f"the mapping rule {unreadable} cannot be read: it may be of a later version of the gate"
-        selector = self._revocations.unknown_selector()
-        if selector is not None:
+        return None
+
+    def unread(self) -> str | None:
+        """What is in effect and cannot be told whom it denies: nobody is refused wrongly, nor let through. Or None."""
+        for name, rule in self._mapping.items():
+            if rule is None:
+                return f"the mapping rule {name} cannot be read: it may be of a later version of the gate"
+        for selector in self._revocations.unknown().values():
             return f"a revocation by {selector[:40]!r} is in effect, which this version does not know"
         return None
 
@@ -121,7 +127,7 @@ class Tables:
         for task in (self._task, self._catching_up):
             if task is not None:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
+                with contextlib.suppress(asyncio.CancelledError, Exception):  # `ended` tells how it ended
                     await task
         await self._keys.stop()
 
@@ -259,7 +265,8 @@ class Tables:
         asked_at_s = time.monotonic()
         try:
             high = (await self._log.watermarks(self._partitions[Topic.GRANTS])).high
-        except (KafkaError, TimeoutError, OSError):
+        except Exception as error:
+            log.warning(Event.FETCH_FAILED, topic=Topic.GRANTS.value, error=type(error).__name__)
             await asyncio.sleep(WAIT_S)
             return  # the record is held, and asked about again
         # What stands behind a transaction left open cannot be read: after a while it counts as not there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from operator import lt
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES: Final = 2 << 20  # as fetched
 TAKE_AT_ONCE: Final = 100
+FAILED_AGAIN_S: Final = 1.0  # a partition whose fetch failed is not asked for; the broker's others are
+FAILED_TOLD_AFTER_S: Final = 5.0  # leaders change in less
+FAILED_TOLD_EVERY_S: Final = 60.0
 _RECORD_OVERHEAD_BYTES: Final = 200
 
 
@@ -45,6 +49,8 @@ class KafkaTail:
         self._error: Exception | None = None
         self._caught_up = (position, float("-inf"))  # all there was at that time, and when
         self.confirmed_at_s = float("-inf")
+        self._failing_since_s: float | None = None
+        self._ask_again_at_s = self._tell_at_s = float("-inf")
 
     @property
     def position(self) -> int:
@@ -56,10 +62,15 @@ class KafkaTail:
 
     @property
     def wants(self) -> bool:
-        return self._bytes < BUFFER_BYTES and not self._gone
+        return self._bytes < BUFFER_BYTES and not self._gone and time.monotonic() >= self._ask_again_at_s
+
+    @property
+    def failing_s(self) -> float:
+        return 0.0 if self._failing_since_s is None else time.monotonic() - self._failing_since_s
 
     def arrived(self, raw: bytes, aborted: Sequence[tuple[int, int]] | None, high: int) -> None:
         self._high = high
+        self._failing_since_s = None
         before = self.fetched
         for part, next_offset in batch.visible(raw, aborted, self.fetched):
             self._waiting.append((part, next_offset))
@@ -78,6 +89,21 @@ class KafkaTail:
         end, at_s = self._caught_up
         if self._position >= end:
             self.confirmed_at_s = at_s
+
+    def failed(self, error: type[KafkaError]) -> None:
+        """The broker could not read it for us. Asked for again, for as long as it takes."""
+        now_s = time.monotonic()
+        if self._failing_since_s is None:
+            self._failing_since_s, self._tell_at_s = now_s, now_s + FAILED_TOLD_AFTER_S
+        if not error.invalid_metadata:  # else it is asked for again when the leaders are known anew
+            self._ask_again_at_s = now_s + FAILED_AGAIN_S
+        if now_s >= self._tell_at_s:
+            self._tell_at_s = now_s + FAILED_TOLD_EVERY_S
+            topic, number = self.partition
+            log.warning(
+                Event.FETCH_FAILED, topic=topic, partition=number, error=error.__name__,
+                seconds=round(now_s - self._failing_since_s),
+            )  # fmt: skip
 
     def out_of_range(self) -> None:
         self._gone = True

@@ -119,7 +119,12 @@ class Worker:
         with Probes(telemetry.host, port, self.ready, self.live):
             await self._cluster.start()
             await self._tables.start()
-            await self._join()
+            if not await self._join():
+                await self._leave()
+                if self._failure is not None:
+                    raise self._failure
+                log.info(Event.GATE_STOPPED, pid=os.getpid())
+                return
             log.info(
                 Event.GATE_STARTED, version=__version__, lanes=self._found.lanes, pid=os.getpid(),
                 bootstrap=self._settings.kafka.bootstrap, prefix=self._settings.kafka.prefix,
@@ -140,7 +145,8 @@ class Worker:
                     raise result
         log.info(Event.GATE_STOPPED, pid=os.getpid())
 
-    async def _join(self) -> None:
+    async def _join(self) -> bool:
+        """Become a member of the group. False when told to stop before: the others may keep us waiting for long."""
         gate = self._settings.gate
         self._consumer = AIOKafkaConsumer(
             **client_options(self._settings.kafka),
@@ -155,7 +161,16 @@ class Worker:
             fetch_max_wait_ms=30_000,
         )
         self._consumer.subscribe([self._shared.topics[Topic.TRIGGERS]], listener=_Rebalances(self))
-        await self._consumer.start()
+        starting = asyncio.create_task(self._consumer.start())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        joined = starting.done()
+        for task in (starting, stopping):
+            task.cancel()
+        results = await asyncio.gather(starting, stopping, return_exceptions=True)
+        if joined and results[0] is not None:
+            raise results[0]
+        return joined
 
     async def _leave(self) -> None:
         await asyncio.gather(*(lane.release() for lane in self._mine()))
@@ -175,6 +190,8 @@ class Worker:
         Until then nothing is let go: the lock is the transactional id, so whoever took a lane fences us, and a dead
         member's session may take long to run out.
         """
+        if self._stopping.is_set():
+            return  # `_leave` lets go of all there are
         gone = [lane for number, lane in self.lanes.items() if number not in numbers]
         for lane in gone:
             del self.lanes[lane.number]
@@ -182,7 +199,7 @@ class Worker:
         for lane in gone:
             log.info(Event.LANE_RELEASED, lane=lane.number)
         for number in sorted(numbers):
-            if number not in self.lanes:
+            if number not in self.lanes and not self._stopping.is_set():
                 lane = Lane(number, self._shared, self._cluster, self._tables)
                 lane.on_commit = self._note_offset
                 self.lanes[number] = lane

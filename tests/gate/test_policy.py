@@ -213,11 +213,11 @@ def test_a_selector_of_a_later_version_is_told_until_it_is_removed():
     table = Revocations()
     later = json.dumps([ISS, "tenant", "t-1"]).encode()
     assert "tenant" in str(table.apply(later, b"{}"))
-    assert table.unknown_selector() == "tenant"
+    assert table.unknown() == {later: "tenant"}
     assert table.apply(b'["other","tenant","t-1"]', None) is None
-    assert table.unknown_selector() == "tenant"
+    assert table.unknown() == {later: "tenant"}
     assert table.apply(later, None) is None
-    assert table.unknown_selector() is None
+    assert table.unknown() == {}
 
 
 def test_a_key_in_another_spelling_revokes_but_cannot_un_revoke():

@@ -337,6 +337,30 @@ def test_a_revocation_is_listed_and_lifted_and_what_it_refused_is_honoured_again
     world.tollgate("revocations", "lift", "subjects", subject, code=USAGE)
 
 
+def test_what_holds_every_lane_is_named_by_the_doctor_and_lifted_by_its_key(world: World) -> None:
+    """A selector of a later version: whom it refuses cannot be told, so nobody is let through until it is gone."""
+    token = world.issue(NIGHTLY, "--uses", "many")
+    world.until("accepted", lambda: plain(token))
+    later = json.dumps([world.ours.iss, "tenant", "t-1"], separators=(",", ":"))
+    write(world, "revocations", later, "{}")
+    try:
+        (gate,) = world.gates
+        deadline = time.monotonic() + 30
+        while not any(event.get("cause") == "tables_unread" for event in gate.events()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        waiting = world.send_all([plain(token)])
+        findings = [row for row in world.rows("doctor", code=1) if row["what"] == "revocations"]
+        assert [row["verdict"] for row in findings] == ["bad"]
+        assert later in findings[0]["mend"]
+        assert later in world.tollgate("revocations", "list").stderr
+        world.tollgate("revocations", "lift", "--key", "[]", code=NOTHING_MATCHED)
+        world.tollgate("revocations", "lift", code=USAGE)
+    finally:
+        world.tollgate("revocations", "lift", "--key", later)
+    assert [outcome.verdict for outcome in world.outcomes(waiting)] == ["accepted"]
+
+
 def test_only_revocations_that_outlived_their_tokens_are_cleaned_away(world: World) -> None:
     now_s, name = int(time.time()), secrets.token_hex(3)
 

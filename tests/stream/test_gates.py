@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from app.stream.inspection import DEPLOYMENT_KEY, connect
 from tests.cli.program import tollgate
 from tests.support import gates, reader
 from tests.support.altering import alter
-from tests.support.emitting import emit, trigger, until
+from tests.support.emitting import Raw, emit, trigger, until
 from tests.support.gates import GateProcess
 from tests.support.invariants import Ledger, Seen, Sent, violations
 from tests.support.issuer import OtherIssuer
@@ -150,6 +151,51 @@ async def test_a_gate_stays_the_member_it_is_through_a_rebalance(running: Runnin
     finally:
         third.signal(signal.SIGKILL)
         third.wait()
+
+
+@pytest.mark.slow
+async def test_a_gate_that_waits_for_its_group_stops_when_told(running: Running, tmp_path: Path) -> None:
+    """Another member may keep the group from forming for as long as its session lasts."""
+    env = gates.environment(running.broker, running.prefix, gate__session_timeout_ms="60000")
+    sleeper, waiting = (GateProcess(name, tmp_path, env) for name in ("sleeper", "waiting"))
+    sleeper.start()
+    try:
+        await until("the sleeper has every lane", lambda: lanes_of(sleeper) == set(range(LANES)))
+        sleeper.signal(signal.SIGSTOP)
+        waiting.start()
+        await until("it has read its tables", lambda: any(e["event"] == "jwks_loaded" for e in waiting.events()))
+        await asyncio.sleep(1)
+        waiting.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(waiting.wait, 30) == 0
+        assert [event["event"] for event in waiting.events()][-1] == "gate_stopped"
+    finally:
+        for gate in (sleeper, waiting):
+            if gate.alive:
+                gate.signal(signal.SIGKILL)
+                gate.wait()
+
+
+BAD = {
+    "a run of what begins a token": {"job": "x", "token": "x", "params": {"a": "eyJAAAAAAAAA" * 32_000 + " ."}},
+    "a token of equal parts": {"job": "a.b", "token": ("A" * 16 + ".") * 3_000},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_a_strangers_record_takes_no_gate_away_from_the_triggers_behind_it(running: Running, name: str) -> None:
+    gate = running.first
+    gate.start()
+    await until("the gate has every lane", lambda: lanes_of(gate) == set(range(LANES)))
+    topic = f"{running.prefix}triggers"
+    await asyncio.to_thread(emit, running.broker, topic, 0, [Raw(json.dumps(BAD[name]).encode())])
+    await running.send(5)
+    wanted = len(running.ledger.sent) + 1
+    assert (
+        await asyncio.to_thread(reader.count_up_to, running.broker, f"{running.prefix}receipts", wanted, 30.0) == wanted
+    )
+    peak = next(line for line in Path(f"/proc/{gate.pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 400 << 10, "KiB"
+    assert "lane_fenced" not in {event["event"] for event in gate.events()}
 
 
 def _admin(broker: str) -> AdminClient:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 
 from app.gate.revocation import revocation_key
+from app.logs import log
+from app.stream import lane as lane_module
+from app.stream import tail as tail_module
+from app.stream.cluster import Cluster
 from app.stream.judging import Judge, Slice
+from app.stream.lane import Lane
 from app.stream.log import CommitUnknown, ReadRecord
 from app.stream.tail import KafkaTail
 from app.stream.topics import Topic
@@ -126,3 +134,45 @@ async def test_a_table_is_confirmed_by_what_was_taken_of_it_not_by_what_was_fetc
     assert tail.confirmed_at_s == 1.0
     assert len(tail.take(2, 1 << 20)) == 1
     assert tail.confirmed_at_s == 2.0
+
+
+async def test_a_partition_that_cannot_be_read_is_told_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail_module, "FAILED_TOLD_AFTER_S", 0.0)
+    tail = KafkaTail(_Nobody(), ("triggers", 3), 0, asyncio.Event(), 1 << 20, True)  # type: ignore[arg-type]
+    told: list[dict[str, Any]] = []
+    with log.into(told):
+        for _ in range(3):
+            assert Cluster._deliver(None, tail, (3, 2, -1, -1, None, b""), 0.0) is False  # type: ignore[arg-type]
+    assert [(event["event"], event["partition"], event["error"]) for event in told] == [
+        ("fetch_failed", 3, "CorruptRecordException")
+    ]
+    assert not tail.wants, "the broker's other partitions are asked for without it"
+    assert tail.failing_s > 0
+    tail.arrived(_of(-1, 0, b"a"), None, 1)
+    assert tail.failing_s == 0
+
+
+async def test_a_lane_that_kafka_left_alone_for_long_does_not_stop_at_the_first_odd_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_module, "FAILING_MAX_S", 0.5)
+    monkeypatch.setattr(lane_module, "RETRY_MAX_S", 0.1)
+
+    class Odd:
+        """A Kafka that is away for longer than that, and odd from then on."""
+
+        def __init__(self) -> None:
+            self.began_s, self.odd_s = time.monotonic(), 0.0
+
+        async def fence(self, *_: Any) -> Any:
+            if time.monotonic() - self.began_s < 1.0:
+                raise KafkaConnectionError("away")
+            self.odd_s = self.odd_s or time.monotonic()
+            raise ValueError("odd")
+
+    source, shared = Odd(), SimpleNamespace(prefix="t.", owner="o", clock_tolerance_ms=1, batch_max_records=1)
+    lane = Lane(0, shared, source, None)  # type: ignore[arg-type]
+    lane.start()
+    await until("it stops", lambda: lane.stopped_because is not None)
+    assert time.monotonic() - source.odd_s >= 0.5
+    await lane.release()
