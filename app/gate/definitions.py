@@ -79,7 +79,9 @@ class JobRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accepts: Annotated[tuple[Accepts, ...], Meta(min_length=1)] = ("one_shot", "webhook")
     dedup_window_s: Annotated[int, Meta(ge=1, le=DEDUP_WINDOW_MAX_S)] = limits.DEDUP_WINDOW_DEFAULT_S
     timeout_s: Annotated[int, Meta(ge=1, le=JOB_TIMEOUT_MAX_S)] = limits.JOB_TIMEOUT_DEFAULT_S
-    idempotency_from_ce_id: bool = False
+    idempotency_from_ce_id: bool = (
+        False  # where none is given; a one-shot token must then name it, as any key beside one
+    )
     allowlist: tuple[AllowedIdentity, ...] | None = None  # None: whoever has a token for it
     birth_id: BirthId | None = None
 

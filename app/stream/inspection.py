@@ -23,6 +23,7 @@ from app.stream.topics import Topic
 REACH_TIMEOUT_S: Final = 5.0  # to say that no broker answers
 REFUSED_TIMEOUT_S: Final = 1.5  # the same, when every broker refuses the connection
 READ_TIMEOUT_S: Final = 60.0  # for the small topics that are read whole here
+CHECKPOINTS_LAST: Final = 100  # offsets before the end, where a lane that works has its newest; two a transaction
 DEPLOYMENT_KEY: Final = b"deployment/topics"
 DEPLOYMENT_VERSION: Final = 1
 _NEVER_CLEAR: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001 - librdkafka's public names
@@ -147,7 +148,7 @@ def _naming(what: str, error: KafkaError) -> KafkaException:
 def read_deployment(settings: Settings) -> DeploymentRecord | None:
     """The deployment record, or None. Raises ValueError for one that this version cannot read."""
     newest: bytes | None = None
-    for message in _read_whole(settings.kafka, Topic.REGISTRY.named(settings.kafka.prefix), [0]):
+    for message in _read(settings.kafka, Topic.REGISTRY.named(settings.kafka.prefix), [0]):
         if message.key == DEPLOYMENT_KEY:
             newest = message.value
     if newest is None:
@@ -166,8 +167,15 @@ def read_deployment(settings: Settings) -> DeploymentRecord | None:
 
 def read_checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, FoundCheckpoint]:
     """The newest committed checkpoint of each of these lanes that has one. Raises ValueError for one not ours."""
+    topic = Topic.CHECKPOINTS.named(settings.kafka.prefix)
+    found = _checkpoints(_read(settings.kafka, topic, lanes, CHECKPOINTS_LAST))
+    unseen = [lane for lane in lanes if lane not in found]
+    return found | _checkpoints(_read(settings.kafka, topic, unseen)) if unseen else found
+
+
+def _checkpoints(messages: Iterable[_Message]) -> dict[int, FoundCheckpoint]:
     found: dict[int, FoundCheckpoint] = {}
-    for message in _read_whole(settings.kafka, Topic.CHECKPOINTS.named(settings.kafka.prefix), lanes):
+    for message in messages:
         if message.key != str(message.partition).encode():
             continue
         if message.value is None:
@@ -180,8 +188,11 @@ def read_checkpoints(settings: Settings, lanes: Sequence[int]) -> dict[int, Foun
     return found
 
 
-def _read_whole(kafka: Kafka, topic: str, partitions: Iterable[int]) -> Iterator[_Message]:
-    """Every committed record of these partitions, up to where they ended when each end was reached."""
+def _read(kafka: Kafka, topic: str, partitions: Iterable[int], last: int | None = None) -> Iterator[_Message]:
+    """Every committed record of these partitions, up to where they ended when each end was reached.
+
+    With `last` only those within so many offsets before the end.
+    """
     consumer = Consumer(
         {
             **confluent_options(kafka),
@@ -201,7 +212,11 @@ def _read_whole(kafka: Kafka, topic: str, partitions: Iterable[int]) -> Iterator
         unseen = consumer.list_topics(topic, timeout=REACH_TIMEOUT_S).topics[topic].error
         if unseen is not None and unseen.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             raise _naming(topic, unseen)
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting])
+        places = [TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting]
+        for place in places if last is not None else ():
+            low, high = consumer.get_watermark_offsets(place, timeout=REACH_TIMEOUT_S)
+            place.offset = max(low, high - last)
+        consumer.assign(places)
         while waiting:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{topic}, partitions {sorted(waiting)}: not read within {READ_TIMEOUT_S:.0f} s")

@@ -1,4 +1,4 @@
-"""The topics: their names, settings and partitions, as one table. Pure data; `stream/topics.py` talks to Kafka."""
+"""The topics: names, settings and partitions, as one table. Pure data; `stream/administration.py` talks to Kafka."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ LAYOUT: Final[dict[Topic, Layout]] = {
     Topic.RECEIPTS: Layout(True, {"cleanup.policy": "delete"}, {"retention.ms": str(7 * DAY_MS), **_OUTPUT}),
     Topic.DEAD_LETTERS: Layout(True, {"cleanup.policy": "delete"}, {"retention.ms": str(14 * DAY_MS), **_OUTPUT}),
     Topic.AUDIT: Layout(True, {"cleanup.policy": "delete"}, {"retention.ms": str(90 * DAY_MS), **_OUTPUT}),
-    # retention.ms ≥ longest window + queue-age cap + segment.ms; see stream/topics.py, which checks the sum.
+    # retention.ms ≥ longest window + queue-age cap + segment.ms; `stream/topic_check.py` checks the sum.
     Topic.IDEMPOTENCY: Layout(
         True,
         {"cleanup.policy": "compact,delete", **LOG_APPEND},
