@@ -56,7 +56,7 @@ def seconds(way: Callable[[str], object], text: str) -> float:
     return time.process_time() - began
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join), st.sampled_from(["", " .", "x.y"]))
 def test_no_repetition_costs_the_square_of_its_size(pattern: str, end: str) -> None:
     for name, way in WAYS.items():

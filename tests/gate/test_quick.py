@@ -55,7 +55,7 @@ def test_the_plain_form_is_read_quickly():
     assert quick_trigger(orjson.dumps(PLAIN)) is not None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(envelopes, st.booleans())
 def test_triggers_read_quickly_are_read_the_same(envelope: dict[str, object], full: bool):
     raw = orjson.dumps(PLAIN | envelope if full else envelope)
@@ -106,7 +106,7 @@ def test_usual_claims_are_read_quickly():
     assert claims_quickly(orjson.dumps(CLAIMS | {"idempotency_key": "order-7", "uses": "many"})) is not None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(changed_claims)
 def test_claims_read_quickly_are_read_the_same(changes: dict[str, object]):
     raw = orjson.dumps(CLAIMS | changes)
@@ -169,7 +169,7 @@ pieces = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(pieces, st.booleans())
 def test_bytes_redacted_plainly_are_redacted_the_same(parts: list[bytes], presented: bool):
     data, token = b"".join(parts), TOKEN.encode() if presented else None
@@ -186,7 +186,7 @@ odd = texts | st.sampled_from(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(odd, odd | st.integers(0, 9), max_size=3), odd, odd, st.booleans(), st.none() | odd)
 def test_originals_of_verified_triggers_are_those_of_all(
     params: dict[str, object], job: str, key: str, keyed: bool, record_key: str | None
