@@ -8,7 +8,6 @@ from typing import NamedTuple
 from app.api.problems import Problem
 from app.gate.policy import check_time
 from app.gate.reasons import Rejected
-from app.gate.reference import handle_digest
 from app.gate.standing import World, bearer_of, emitter
 from app.gate.token import Claims, GrantWanted, KeyWanted, VerifiedToken, verify
 from app.stream.tables import Tables
@@ -77,11 +76,6 @@ async def verified_as(tables: Tables, unverified_token: str) -> VerifiedToken:
             raise Problem("token_unknown")
         case Rejected():
             raise Problem(found.code)  # a detail is for those whose token verified
-
-
-def jws_of(tables: Tables, verified_token: str) -> str:
-    """What was signed: the token itself, or what it stands for as a handle."""
-    return tables.world.grants.get(handle_digest(verified_token)) or verified_token
 
 
 def _verify(tables: Tables, unverified_token: str) -> VerifiedToken | Rejected | KeyWanted | GrantWanted:

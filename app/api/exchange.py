@@ -4,18 +4,16 @@ in it. What comes of it is never more than what was handed over.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from app.api.forms import Form, OAuthError, required
 from app.api.issuing import Wanted
+from app.gate import limits
 from app.gate.claims import Claims
-from app.gate.reasons import Rejected
-from app.gate.token import parse_unverified
 
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 SUBJECT_TYPES: Final = (JWT, "urn:ietf:params:oauth:token-type:access_token")
-ACTORS_MAX: Final = 4
 PARAMETERS: Final = ("subject_token", "subject_token_type", "requested_token_type")
 
 
@@ -29,7 +27,7 @@ def subject_token_of(form: Form) -> str:
     return token
 
 
-def narrowed(given: Claims, asked: Wanted, now_s: int, chain: dict[str, Any] | None, actor: str) -> Wanted:
+def narrowed(given: Claims, asked: Wanted, now_s: int, actor: str) -> Wanted:
     """What is asked for, within what was handed over. Raises OAuthError where it would be more."""
     if given.uses != "many":
         # Its one use is its bearer's: exchanged, it would start a second job.
@@ -46,26 +44,13 @@ def narrowed(given: Claims, asked: Wanted, now_s: int, chain: dict[str, Any] | N
         raise OAuthError("invalid_scope", "the token handed over fixes another digest", "payload_digest_mismatch")
     if given.idempotency_key is not None and asked.idempotency_key not in (None, given.idempotency_key):
         raise OAuthError("invalid_scope", "the token handed over has another key", "idempotency_key_conflict")
-    act: dict[str, Any] = {"sub": actor} if chain is None else {"sub": actor, "act": chain}
-    if _depth(act) > ACTORS_MAX:
-        raise OAuthError("invalid_grant", f"more than {ACTORS_MAX} act for one another")
+    actors = (actor, *given.actors)
+    if len(actors) > limits.ACTORS_MAX:
+        words = f"more than {limits.ACTORS_MAX} would act for one another"
+        raise OAuthError("invalid_grant", words, "delegation_too_deep")
     return asked._replace(
         jobs=tuple(jobs), subject=given.sub, lifetime_s=min(asked.lifetime_s, given.exp - now_s),
         params={**asked.params, **fixed}, params_sha256=asked.params_sha256 or given.grant.params_sha256,
-        idempotency_key=asked.idempotency_key or given.idempotency_key, act=act,
+        idempotency_key=asked.idempotency_key or given.idempotency_key, actors=actors,
         bound_to=given.grant.bound_to,
     )  # fmt: skip
-
-
-def chain_of(verified_jws: str) -> dict[str, Any] | None:
-    """Who acts for the subject, of a JWS whose signature was verified; None: nobody does."""
-    read = parse_unverified(verified_jws)
-    act = None if isinstance(read, Rejected) else read.unverified_claims.get("act")
-    return act if isinstance(act, dict) else None
-
-
-def _depth(act: Any) -> int:
-    depth = 0
-    while isinstance(act, dict):
-        act, depth = act.get("act"), depth + 1
-    return depth

@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
     params: Mapping[str, Any] = {}
     params_sha256: str | None = None
     idempotency_key: str | None = None
-    act: Mapping[str, Any] | None = None  # who acts for the subject (RFC 8693 section 4.1)
+    actors: tuple[str, ...] = ()  # who acts for the subject, the last first (RFC 8693 section 4.1)
     bound_to: BoundTo | None = None
 
 
@@ -166,7 +166,7 @@ class Issuing:
             issuer=self._settings.issuer.issuer, audience=self._settings.audience, subject=request.subject,
             org_id=request.org_id, jobs=wanted.jobs, uses=wanted.uses, ttl_s=wanted.lifetime_s, params=wanted.params,
             params_sha256=wanted.params_sha256, idempotency_key=wanted.idempotency_key,
-            act=wanted.act, bound_to=wanted.bound_to,
+            actors=wanted.actors, bound_to=wanted.bound_to,
         )  # fmt: skip
         try:
             made = issue(asked, self._store, int(time.time()))

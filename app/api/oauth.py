@@ -17,7 +17,7 @@ from litestar.response.base import ASGIResponse
 
 from app.api import exchange
 from app.api import operations as described
-from app.api.caller import Caller, jws_of, verified_as
+from app.api.caller import Caller, verified_as
 from app.api.clients import Client
 from app.api.forms import NO_STORE, Form, OAuthError, form_of, required
 from app.api.issuing import Issuing, Wanted
@@ -26,7 +26,7 @@ from app.api.requests import answer, headers_of
 from app.api.service import TOKEN, Service
 from app.authority.decide import Denied
 from app.authority.identities import CLIENT_ALGORITHMS
-from app.gate.claims import GRANT_TYPE, Claims, Uses
+from app.gate.claims import GRANT_TYPE, Claims, Uses, nested
 from app.gate.quick import TRIGGER_ACTION
 from app.gate.standing import emitter
 from app.gate.strict_json import JSONRefused, loads_object
@@ -74,9 +74,6 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         body: dict[str, Any] = (
             {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
         )
-        act = None if caller is None else exchange.chain_of(jws_of(service.tables, token))
-        if act is not None:
-            body["act"] = act
         return answer(orjson.dumps(body), headers=NO_STORE)
 
     @post(REVOKE, status_code=200, opt=described.operation(described.POST_REVOKE))
@@ -127,8 +124,7 @@ async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
     ours = service.settings.issuer.issuer
     if caller is None or caller.claims.iss != ours or caller.claims.org_id != client.identity.org_id:
         raise OAuthError("invalid_grant", "the token handed over is not honoured here, or not of this issuer")
-    chain = exchange.chain_of(jws_of(service.tables, unverified_token))
-    return exchange.narrowed(caller.claims, asked, int(time.time()), chain, client.identity.name)
+    return exchange.narrowed(caller.claims, asked, int(time.time()), client.identity.name)
 
 
 def _wanted(form: Form, known: frozenset[str]) -> Wanted:
@@ -203,12 +199,13 @@ def _issued(made: Minted) -> dict[str, Any]:
 
 
 def _told(claims: Claims, audience: str) -> dict[str, Any]:
+    act = nested(claims.actors)
     return {
         "active": True, "iss": claims.iss, "sub": claims.sub, "aud": audience, "client_id": claims.sub,
         "token_type": "Bearer", "jti": claims.jti, "iat": claims.iat, "nbf": claims.nbf, "exp": claims.exp,
         "scope": " ".join(JOB_SCOPE + job for job in claims.grant.jobs), "org_id": claims.org_id,
         "class": claims.token_class, "uses": claims.uses, "authorization_details": details_of(claims),
-    }  # fmt: skip
+    } | ({} if act is None else {"act": act})  # fmt: skip
 
 
 def _metadata(service: Service, request: Request[Any, Any, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Issued(msgspec.Struct, frozen=True):
     jobs: tuple[str, ...]
     expires_at_s: int
     event: Literal["issued"] = "issued"
+    actors: tuple[str, ...] = ()  # who acts for the subject, the last first
 
 
 class IssueDenied(msgspec.Struct, frozen=True):
@@ -70,7 +71,7 @@ def issued(
     """Key and value of the record of a trigger token that was issued."""
     record = Issued(
         now_ms, identity.name, credential_id, roles, via, claims.iss, claims.sub, claims.org_id, claims.token_class,
-        claims.uses, claims.jti, claims.kid, fingerprint, claims.grant.jobs, claims.exp,
+        claims.uses, claims.jti, claims.kid, fingerprint, claims.grant.jobs, claims.exp, actors=claims.actors,
     )  # fmt: skip
     return record.jti.encode(), msgspec.json.encode(record)
 

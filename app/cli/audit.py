@@ -21,7 +21,7 @@ app.info.no_args_is_help = False
 SLACK_MS: Final = 10 * 60_000  # between the broker's clock and a gate's, generously
 UUID_TIME_SHIFT: Final = 80  # a run id opens with 48 bits of append time
 WIDTHS: Final = {"when": 20, "trigger_id": 12, "outcome": 9, "reason": 28, "job": 24, "issuer": 28, "subject": 20,
-                 "token_fingerprint": 32, "run_id": 36}  # fmt: skip
+                 "actors": 20, "token_fingerprint": 32, "run_id": 36}  # fmt: skip
 
 
 @app.callback()
@@ -33,7 +33,7 @@ def audit(
         str | None, typer.Option("--run", metavar="RUN_ID", show_default=False, help="everything known of this run")
     ] = None,
     identity: Annotated[
-        str | None, typer.Option(show_default=False, help="only of this subject, or of this issuer")
+        str | None, typer.Option(show_default=False, help="only of this subject or issuer, or by who acted for it")
     ] = None,
     issuer: Annotated[
         str | None,
@@ -44,6 +44,8 @@ def audit(
     asked: Asked,
 ) -> None:
     """Every presentation of a token; with --run, the whole story of one run.
+
+    `actors` are who acted for the subject with an exchanged token: the last first, who has it from the next.
 
     Example: tollgate audit --run 01981c7e-5a00-7a6b-8e21-3f0c5b7d9e10
 
@@ -61,7 +63,7 @@ def audit(
 
     def wanted(entry: Entry) -> Iterator[dict[str, Any]]:
         for row in rows_of(entry):
-            if identity in {None, row.get("subject"), row.get("issuer")} and matches(
+            if identity in {None, row.get("subject"), row.get("issuer"), *row.get("actors", ())} and matches(
                 row, issuer=issuer, job=job, outcome=outcome
             ):
                 yield row
@@ -154,7 +156,8 @@ async def story_of(settings: Settings, run_id: str) -> dict[str, Any] | None:
 
 def _emitter(accepted: dict[str, Any] | None, job: dict[str, Any] | None) -> dict[str, Any]:
     if accepted is not None:
-        return {"issuer": accepted.get("issuer"), "subject": accepted.get("subject")}
+        told = {"issuer": accepted.get("issuer"), "subject": accepted.get("subject")}
+        return told | ({"actors": accepted["actors"]} if accepted.get("actors") else {})
     return dict((job or {}).get("identity", {}))
 
 

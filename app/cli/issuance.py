@@ -13,8 +13,8 @@ from app.cli.asked import Asked, matches, parsed, reads
 if TYPE_CHECKING:
     from app.cli.reading import Entry
 
-WIDTHS: Final = {"when": 20, "event": 12, "identity": 24, "subject": 24, "token_class": 11, "jobs": 32, "reason": 24,
-                 "token_fingerprint": 32}  # fmt: skip
+WIDTHS: Final = {"when": 20, "event": 12, "identity": 24, "subject": 24, "actors": 20, "token_class": 11,
+                 "jobs": 32, "reason": 24, "token_fingerprint": 32}  # fmt: skip
 
 
 class EventName(StrEnum):

@@ -16,7 +16,9 @@ def lines_of(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
     token = story["token"]
     yield "run", story["run_id"]
     yield "job", f"{_text(job.get('job') or decision.get('job'))}  (definition {_text(job.get('definition_version'))})"
-    yield "started by", f"{_text(story['emitter'].get('subject'))}  of {_text(story['emitter'].get('issuer'))}"
+    emitter = story["emitter"]
+    actors = [f"{_text(actor)}, acting for " for actor in emitter.get("actors", ())]
+    yield "started by", f"{''.join(actors)}{_text(emitter.get('subject'))}  of {_text(emitter.get('issuer'))}"
     yield "organisation", _text(job.get("org_id"))
     yield "token", f"fingerprint {_text(token.get('fingerprint'))}"
     yield "", f"jti {_text(token.get('jti'))}, signed by key {_text(token.get('kid'))}"

@@ -6,7 +6,7 @@ Called by `token.verify` once the signature holds; what is refused here was sign
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -41,6 +41,12 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     bound_to: BoundTo | None = None
 
 
+class Delegation(msgspec.Struct, frozen=True, gc=False):
+    """Who acts for the subject of a token that was exchanged for another (RFC 8693 section 4.1)."""
+
+    actors: tuple[str, ...]  # the last first: it has the token, and has it from the next
+
+
 class Claims(msgspec.Struct, frozen=True, gc=False):
     """The verified claims of a trigger token (also what a handoff carries in place of the token)."""
 
@@ -56,6 +62,11 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
     token_class: str  # "trigger", from typ "trigger+jwt"
     grant: Grant
     idempotency_key: str | None = None
+    delegation: Delegation | None = None  # None: the subject acts itself
+
+    @property
+    def actors(self) -> tuple[str, ...]:
+        return () if self.delegation is None else self.delegation.actors
 
 
 GRANT_TYPE: Final = "job_trigger"
@@ -115,8 +126,11 @@ def read_claims(signed: dict[str, Any], kid: str, token_class: str, audience: st
     idempotency_key = get("idempotency_key")
     if idempotency_key is not None or "idempotency_key" in signed:
         _require_idempotency_key(idempotency_key)
+    delegation = Delegation(_actors(signed["act"], signed["iss"])) if "act" in signed else None
     grant = _grant(get("authorization_details"))
-    return Claims(signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, idempotency_key)
+    return Claims(
+        signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, idempotency_key, delegation
+    )
 
 
 def _refuse_audience(signed: dict[str, Any], audience: str) -> None:
@@ -143,6 +157,29 @@ def _require_idempotency_key(value: Any) -> None:
         raise ClaimRefused(
             "claim_malformed", f"idempotency_key is not a text of 1 to {limits.IDEMPOTENCY_KEY_MAX_BYTES} bytes"
         )
+
+
+def _actors(act: Any, iss: str) -> tuple[str, ...]:
+    """The chain of `act`, outermost first. An actor means something only together with its issuer: the token's own."""
+    actors: list[str] = []
+    while True:
+        if type(act) is not dict or act.get("iss", iss) != iss:
+            raise ClaimRefused("claim_malformed", "act is not an object with the sub of an actor of the token's issuer")
+        _require_name("act.sub", act.get("sub"), limits.SUBJECT_MAX_CHARACTERS)
+        actors.append(act["sub"])
+        if len(actors) > limits.ACTORS_MAX:
+            raise ClaimRefused("delegation_too_deep", f"more than {limits.ACTORS_MAX} act for one another")
+        if "act" not in act:
+            return tuple(actors)
+        act = act["act"]
+
+
+def nested(actors: Sequence[str]) -> dict[str, Any] | None:
+    """The same as the claim `act` says it; None: nobody acts for the subject."""
+    act: dict[str, Any] | None = None
+    for actor in reversed(actors):
+        act = {"sub": actor} if act is None else {"sub": actor, "act": act}
+    return act
 
 
 def _grant(details: Any) -> Grant:

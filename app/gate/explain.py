@@ -137,6 +137,8 @@ def _facts(trigger: Trigger | None, token: VerifiedToken | None) -> dict[str, An
             "uses": claims.uses, "issued_at_s": claims.iat, "not_before_s": claims.nbf, "expires_at_s": claims.exp,
             "granted_jobs": list(claims.grant.jobs), "token_fingerprint": token.fingerprint,
         }  # fmt: skip
+        if claims.actors:
+            facts["actors"] = list(claims.actors)
         bound_to = claims.grant.bound_to
         if bound_to is not None:
             facts |= {"bound_to": bound_to.object, "bound_to_birth_id": bound_to.birth_id}

@@ -142,7 +142,7 @@ def presentation(
     claims = token.claims
     return Presentation(
         trigger_id, claims.iss, claims.sub, claims.jti, token.fingerprint, job_name, outcome, stage, code, run_id,
-        request.within_grace,
+        request.within_grace, claims.actors,
     )  # fmt: skip
 
 

@@ -235,6 +235,12 @@ REASONS: Final[tuple[Reason, ...]] = (
         "issue with the claims that schemas/trigger-token.v1.schema.json lists",
     ),
     Reason(
+        "delegation_too_deep",
+        _V,
+        "the token was exchanged too often: more act for one another than may",
+        "let fewer stand between the subject and who presents the token",
+    ),
+    Reason(
         "grant_malformed",
         _V,
         "authorization_details does not hold one well-formed grant, or one with an unknown condition",
@@ -279,7 +285,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "identity_disabled",
         _V,
-        "the token's subject is an identity that is disabled, or whose record cannot be read",
+        "the token's subject, or who acts for it, is an identity that is disabled, or whose record cannot be read",
         "ops: `tollgate identities enable`, if it should act again",
         transient=True,
     ),

@@ -69,7 +69,7 @@ class InsecureReceipt(Receipt, frozen=True, gc=False):
     insecure: bool = True
 
 
-class Presentation(msgspec.Struct, frozen=True, gc=False):
+class Presentation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """audit: one presentation of a token."""
 
     trigger_id: str
@@ -83,6 +83,7 @@ class Presentation(msgspec.Struct, frozen=True, gc=False):
     reason: str | None
     run_id: str | None
     within_grace: bool
+    actors: tuple[str, ...] = ()  # who acted for the subject, the last first; left out where nobody did
 
 
 class AuditRecord(msgspec.Struct, frozen=True):

@@ -78,7 +78,8 @@ class Memo:
 
     def __init__(self) -> None:
         self.tokens: dict[str, VerifiedToken] = {}  # webhook tokens, verified in this world, by their text
-        self.bearers: dict[tuple[str, str, str, str], Bearer] = {}  # issuer, subject, organisation, class
+        # by issuer, subject, organisation, class, and who acts for the subject
+        self.bearers: dict[tuple[str, str, str, str, tuple[str, ...]], Bearer] = {}
         self.presented: dict[str, Standing] = {}  # of webhook tokens, by their text
         self.handed_tokens: dict[str, tuple[bytes, VerifiedToken]] = {}  # by fingerprint: the claims as they came
         self.handed: dict[str, Standing] = {}  # by fingerprint
@@ -142,7 +143,7 @@ class World(msgspec.Struct, frozen=True):
 
 def bearer_of(claims: Claims, world: World, memo: Memo) -> Bearer | None:
     """None when no trust rule names the issuer."""
-    name = (claims.iss, claims.sub, claims.org_id, claims.token_class)
+    name = (claims.iss, claims.sub, claims.org_id, claims.token_class, claims.actors)
     bearer = memo.bearers.get(name)
     if bearer is None:
         rule = world.rules.get(claims.iss)
@@ -151,7 +152,7 @@ def bearer_of(claims: Claims, world: World, memo: Memo) -> Bearer | None:
         who = IssuerAndSubject(claims.iss, claims.sub)
         scope = idempotency.jti_scope(claims.iss)
         refused = check_bearer(claims, rule)
-        if refused is None and world.disabled.covers(claims.iss, claims.sub):
+        if refused is None and any(world.disabled.covers(claims.iss, who) for who in (claims.sub, *claims.actors)):
             refused = Rejected("identity_disabled")
         bearer = Bearer(rule, refused, world.mapping.of_bearer(claims), emitter(claims), who, scope, {})
         memo.room(memo.bearers, sum(map(len, name)))

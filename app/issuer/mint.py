@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import jwt
 
 from app.gate import base64url, limits
-from app.gate.claims import GRANT_TYPE, BoundTo
+from app.gate.claims import GRANT_TYPE, BoundTo, nested
 from app.gate.keyset import (
     DEV_KID,
     HS256,
@@ -59,7 +59,7 @@ class TriggerTokenRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     params_sha256: str | None = None
     idempotency_key: str | None = None
-    act: Mapping[str, Any] | None = None  # who acts for the subject (RFC 8693 section 4.1)
+    actors: tuple[str, ...] = ()  # who acts for the subject, the last first (RFC 8693 section 4.1)
     bound_to: BoundTo | None = None
 
 
@@ -133,8 +133,8 @@ def mint(
     }
     if request.idempotency_key is not None:
         claims["idempotency_key"] = request.idempotency_key
-    if request.act is not None:
-        claims["act"] = dict(request.act)
+    if request.actors:
+        claims["act"] = nested(request.actors)
     grants, record = Grants(), None
     if handle is None:
         token = presented = _sign(claims, signing_key, TYP)

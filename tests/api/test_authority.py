@@ -68,6 +68,11 @@ class Authority:
 
 @pytest.fixture(scope="module")
 def authority(deployment: Deployment) -> Authority:
+    return trusted(deployment)
+
+
+def trusted(deployment: Deployment) -> Authority:
+    """The authority of a deployment that trusts what it issues."""
     made = Authority(deployment)
     made.apply(
         "trust",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 from app.api import exchange
 from app.api.forms import OAuthError
 from app.api.issuing import Wanted
-from app.gate.claims import BoundTo, Claims, Grant
+from app.gate import limits
+from app.gate.claims import BoundTo, Claims, Delegation, Grant
 
 NOW_S = 1_700_000_000
 JOBS = ["a/1", "a/2", "b/1"]
@@ -44,7 +44,7 @@ def wanted(draw: st.DrawFn) -> Wanted:
 @given(claims(), wanted())
 def test_what_comes_of_it_is_never_more_than_what_was_handed_over(handed: Claims, asked: Wanted) -> None:
     try:
-        made = exchange.narrowed(handed, asked, NOW_S, None, "svc:b")
+        made = exchange.narrowed(handed, asked, NOW_S, "svc:b")
     except OAuthError:
         return
     assert handed.uses == "many"
@@ -56,22 +56,25 @@ def test_what_comes_of_it_is_never_more_than_what_was_handed_over(handed: Claims
     assert handed.grant.params_sha256 in (None, made.params_sha256)
     assert handed.idempotency_key in (None, made.idempotency_key)
     assert made.bound_to == handed.grant.bound_to
-    assert made.act == {"sub": "svc:b"}
+    assert made.actors == ("svc:b",)
 
 
 def test_what_is_asked_for_within_it_is_what_comes() -> None:
     grant = Grant(("106-Trigger",), ("a/1", "a/2"), {"p": 1})
     handed = Claims("https://i", "k", "svc:a", "acme", "j", NOW_S, NOW_S, NOW_S + 600, "many", "trigger", grant)
-    made = exchange.narrowed(handed, Wanted(("a/2",), "once", 60, params={"q": 2}), NOW_S, {"sub": "svc:c"}, "svc:b")
+    handed = msgspec.structs.replace(handed, delegation=Delegation(("svc:c",)))
+    made = exchange.narrowed(handed, Wanted(("a/2",), "once", 60, params={"q": 2}), NOW_S, "svc:b")
     assert (made.jobs, made.uses, made.lifetime_s, made.params) == (("a/2",), "once", 60, {"p": 1, "q": 2})
-    assert made.act == {"sub": "svc:b", "act": {"sub": "svc:c"}}
+    assert made.actors == ("svc:b", "svc:c")
 
 
 def test_a_chain_of_actors_has_an_end() -> None:
     grant = Grant(("106-Trigger",), ("a/1",), {})
     handed = Claims("https://i", "k", "svc:a", "acme", "j", NOW_S, NOW_S, NOW_S + 600, "many", "trigger", grant)
-    chain: dict[str, Any] | None = None
-    for _ in range(exchange.ACTORS_MAX):
-        chain = dict(exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, chain, "svc:b").act or {})
-    with pytest.raises(OAuthError):
-        exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, chain, "svc:b")
+    for number in range(limits.ACTORS_MAX):
+        actors = exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, f"svc:{number}").actors
+        handed = msgspec.structs.replace(handed, delegation=Delegation(actors))
+    assert handed.actors == ("svc:3", "svc:2", "svc:1", "svc:0")
+    with pytest.raises(OAuthError) as refused:
+        exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, "svc:b")
+    assert (refused.value.error, refused.value.reason) == ("invalid_grant", "delegation_too_deep")

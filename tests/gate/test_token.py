@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.gate import base64url
+from app.gate.claims import nested
 from app.gate.jws import read_jws
 from app.gate.keyset import JWKSInvalid, KeySet, dev_key
 from app.gate.reasons import BY_CODE, PRECEDENCE, Rejected, Stage
@@ -97,6 +98,7 @@ def test_tokens_of_other_peoples_libraries_are_read():
         {"claims": {"idempotency_key": "k\0y/" + "é" * 126}},
         {"claims": {"unknown": {"claims": ["are", "ignored"]}}},
         {"claims": {"iat": NOW_S + 5}},
+        {"claims": {"act": {"sub": "svc:b", "iss": ISS, "act": {"sub": "svc:c"}}}},
         {"grant": {"jobs": []}},  # too broad: said when the trigger is authorized
         {"grant": {"jobs": ["*"]}},
         {"grant": {"jobs": ABSENT}},
@@ -299,6 +301,12 @@ CLAIM_ROWS = [
     *[("V-03", {"sub": sub}, "claim_malformed") for sub in (ABSENT, "", None, 1, ["x"], "s" * 257, "a\r\nb", "a\u202eb")],
     *[("V-03", {"uses": uses}, "claim_malformed") for uses in (ABSENT, 1, 5, "Once", "twice", None, ["once"], True)],
     *[("V-03", {"idempotency_key": key}, "claim_malformed") for key in ("", None, 1, "k" * 257, "é" * 129, ["k"])],
+    *[("X-13", {"act": act}, "claim_malformed") for act in (
+        None, {}, "svc:b", ["svc:b"], {"sub": ""}, {"sub": 1}, {"sub": "a\nb"}, {"sub": "s" * 257}, {"sub": "svc:b", "act": None},
+        {"sub": "svc:b", "act": {}}, {"sub": "svc:b", "act": "svc:c"}, {"sub": "svc:b", "iss": "https://other.example"},
+    )],
+    ("X-13", {"act": {"sub": "1", "act": {"sub": "2", "act": {"sub": "3", "act": {"sub": "4", "act": {"sub": "5"}}}}}},
+     "delegation_too_deep"),
     *[("V-03", {"authorization_details": value}, "grant_malformed") for value in (
         ABSENT, None, [], {}, GRANT, [GRANT, GRANT], "x", [[GRANT]], [None],
     )],
@@ -401,6 +409,7 @@ FAULTS = [
     ("jti_required", {"claims": {"jti": ABSENT}}),
     ("org_missing", {"claims": {"org_id": ABSENT}}),
     ("claim_malformed", {"claims": {"sub": ABSENT}}),
+    ("delegation_too_deep", {"claims": {"act": nested("54321")}}),
     ("grant_malformed", {"grant": {"type": "x"}}),
 ]
 

@@ -21,7 +21,7 @@ REQUIRED = [
     *(f"O-{number:02}" for number in (1, 2, 3, 5, 7)),
     *(f"M-{number:02}" for number in (10, 11)),
     *(f"N-{number:02}" for number in (1, 2, 7, 8)),
-    *(f"X-{number:02}" for number in (1, 2, 3, 5, 8, 10, 11, 14, 18, 19, 22, 26, 30)),
+    *(f"X-{number:02}" for number in (1, 2, 3, 5, 8, 10, 11, 13, 14, 18, 19, 22, 26, 30)),
     *(f"MS{number}" for number in (1, 2, 3, 15)),
 ]
 # Not applicable yet, and why: B14 needs replay of dead letters, B19 the MQTT bridge, B21 an issuing service (there is a

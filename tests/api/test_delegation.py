@@ -1,0 +1,128 @@
+"""Exchanged tokens, from outside: who acts for whom is told everywhere, and what comes of a token is never more than it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+
+from tests.api.conftest import Deployment
+from tests.api.test_authority import Authority, error, trusted
+from tests.support.doors import Emitter
+from tests.support.issuer import JOB
+
+pytestmark = pytest.mark.broker
+JWT = "urn:ietf:params:oauth:token-type:jwt"
+EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+CHAIN_MAX = 4
+Client = tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def authority(deployment: Deployment) -> Authority:
+    return trusted(deployment)
+
+
+class Family:
+    """An identity, and others that may have tokens for it."""
+
+    def __init__(self, authority: Authority, actors: int) -> None:
+        self.authority = authority
+        self.owner: Client = authority.identity("reports/*")
+        authority.token(self.owner)
+        self.actors: list[Client] = [self._actor() for _ in range(actors)]
+
+    def _actor(self) -> Client:
+        name, secret = self.authority.identity("reports/*")
+        self.authority.apply(
+            "policy",
+            f"[roles.{name.replace('svc:', 'r')}]\n"
+            f'allow = [{{ jobs = ["reports/*"], subjects = ["{self.owner[0]}"], max_lifetime_s = 3600 }}]\n',
+        )
+        return name, secret
+
+    def handed(self, **form: str) -> str:
+        return self.authority.token(self.owner, **({"uses": "many", "lifetime_s": "600"} | form))
+
+    def exchanged(self, actor: Client, token: str, **form: str) -> httpx.Response:
+        return self.authority.ask(actor, grant_type=EXCHANGE, subject_token=token, subject_token_type=JWT, **form)
+
+    def child(self, actor: Client, token: str, **form: str) -> str:
+        """A webhook token for what another one is for, once the actor's rights are known everywhere."""
+        form = {"uses": "many", "lifetime_s": "600"} | form
+        deadline = time.monotonic() + 20
+        while (answer := self.exchanged(actor, token, **form)).status_code != 200:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.2)
+        text: str = answer.json()["access_token"]
+        return text
+
+
+@pytest.fixture(scope="module")
+def family(authority: Authority) -> Iterator[Family]:
+    return Family(authority, CHAIN_MAX + 1)
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    return dict(jwt.decode(token, options={"verify_signature": False}))
+
+
+def test_who_acts_for_whom_stands_in_the_token_in_introspection_and_in_the_audit(family: Family) -> None:
+    first, second = family.actors[:2]
+    owner, token = family.owner[0], family.child(second, family.child(first, family.handed()))
+    act = {"sub": second[0], "act": {"sub": first[0]}}
+    assert (claims_of(token)["sub"], claims_of(token)["act"]) == (owner, act)
+    seen = family.authority.ask(first, "/oauth/introspect", token=token).json()
+    assert (seen["sub"], seen["act"]) == (owner, act)
+
+    receipt = Emitter(family.authority.url, token).decided(JOB)
+    assert receipt["outcome"] == "accepted"
+    chain = [second[0], first[0]]
+    for identity in (owner, first[0], second[0]):  # whoever had a part in it finds it
+        rows = [json.loads(line) for line in family.authority.tollgate("audit", "--identity", identity).splitlines()]
+        (row,) = [row for row in rows if row["trigger_id"] == receipt["trigger_id"]]
+        assert (row["subject"], row["actors"]) == (owner, chain)
+    story = json.loads(family.authority.tollgate("audit", "--run", receipt["run_id"], "-o", "json"))
+    assert (story["emitter"]["subject"], story["emitter"]["actors"]) == (owner, chain)
+    told = family.authority.tollgate("audit", "--run", receipt["run_id"], "-o", "table")
+    assert f"{second[0]}, acting for {first[0]}, acting for {owner}" in told
+    issued = [each for each in family.authority.issuance(second[0]) if each["event"] == "issued"]
+    assert (issued[-1]["subject"], issued[-1]["actors"]) == (owner, chain)
+
+    own = Emitter(family.authority.url, family.handed()).decided(JOB)
+    rows = [json.loads(line) for line in family.authority.tollgate("audit", "--identity", owner).splitlines()]
+    assert "actors" not in next(row for row in rows if row["trigger_id"] == own["trigger_id"])
+
+
+def test_a_chain_of_four_is_the_longest(family: Family) -> None:
+    token = family.handed()
+    for actor in family.actors[:CHAIN_MAX]:
+        token = family.child(actor, token)
+    assert Emitter(family.authority.url, token).decided(JOB)["outcome"] == "accepted"
+    refused = family.exchanged(family.actors[CHAIN_MAX], token)
+    assert error(refused) == (400, "invalid_grant", "delegation_too_deep")
+    act: dict[str, Any] = {"sub": "svc:0"}
+    for number in range(1, CHAIN_MAX + 1):
+        act = {"sub": f"svc:{number}", "act": act}
+    foreign = family.authority.deployment.issuer.token(act=act)  # whoever else signs one that is longer
+    assert Emitter(family.authority.url, foreign).decided(JOB)["reason"] == "delegation_too_deep"
+
+
+def test_a_disabled_actor_starts_nothing_for_anyone_and_its_subject_goes_on(family: Family) -> None:
+    actor = family.actors[0]
+    handed = family.handed()
+    token = family.child(actor, handed)
+    assert Emitter(family.authority.url, token).decided(JOB)["outcome"] == "accepted"
+    family.authority.tollgate("identities", "disable", actor[0])
+    try:
+        deadline = time.monotonic() + 20
+        while Emitter(family.authority.url, token).decided(JOB)["reason"] != "identity_disabled":
+            assert time.monotonic() < deadline
+        assert Emitter(family.authority.url, handed).decided(JOB)["outcome"] == "accepted"
+    finally:
+        family.authority.tollgate("identities", "enable", actor[0])
