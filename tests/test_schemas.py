@@ -38,10 +38,10 @@ DIGESTS = {
     "checkpoint.v1": "653eb4081c793f2e",
     "dead-letter.v1": "f1a3f1f84bdb542d",
     "grant.v1": "6e6ec3d553f8d4f9",
-    "handoff.v1": "8864dcb46a0dca29",
+    "handoff.v1": "f0db5ad05a7773d4",
     "idempotency.v1": "dea998c26ce4fc94",
     "issue-denied.v1": "b47c2053fefbff7d",
-    "issued.v1": "708971e6efda631f",
+    "issued.v1": "dfb0bb66329bef67",
     "job.v1": "11d9c003c91627b3",
     "receipt.v1": "9767b60f35ce430f",
     "registry-deployment.v1": "38247db90672d495",
@@ -51,7 +51,7 @@ DIGESTS = {
     "registry-rule.v1": "dc0a0e3c14fcee4c",
     "registry-trust.v1": "3c1b4a2500c7fb75",
     "revocation.v1": "488b6a704cc36c9f",
-    "trigger-token.v1": "f283bcb477575c30",
+    "trigger-token.v1": "8b2e22669b7ff10e",
     "trigger.v1": "80ce3b3be0db0c88",
 }
 ANNOTATIONS = {"description", "examples", "title", "$comment"}

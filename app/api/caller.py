@@ -6,9 +6,8 @@ import time
 from typing import NamedTuple
 
 from app.api.problems import Problem
-from app.gate.policy import check_time
 from app.gate.reasons import Rejected
-from app.gate.standing import World, bearer_of, emitter
+from app.gate.standing import World, bearer_of, check_honoured, emitter
 from app.gate.token import Claims, GrantWanted, KeyWanted, VerifiedToken, verify
 from app.stream.tables import Tables
 
@@ -24,14 +23,7 @@ class Caller(NamedTuple):
         bearer = bearer_of(self.claims, world, world.memo)
         if bearer is None:
             return Rejected("issuer_untrusted")
-        now_ms = time.time_ns() // 1_000_000
-        refused = check_time(self.claims, bearer.rule, now_ms, world.grace_s) or bearer.refused
-        if refused is None and world.revocations.covers(self.claims):
-            return Rejected("token_revoked")
-        bound_to = self.claims.grant.bound_to
-        if refused is None and bound_to is not None and bound_to.is_gone(world.objects):
-            return Rejected("bound_object_gone")
-        return refused
+        return check_honoured(self.claims, bearer, time.time_ns() // 1_000_000, world)
 
 
 async def identify(tables: Tables, unverified_token: str) -> Caller:

@@ -9,7 +9,7 @@ from typing import Final
 from app.api.forms import Form, OAuthError, required
 from app.api.issuing import Wanted
 from app.gate import limits
-from app.gate.claims import Claims
+from app.gate.claims import Claims, Parent
 
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
@@ -52,5 +52,5 @@ def narrowed(given: Claims, asked: Wanted, now_s: int, actor: str) -> Wanted:
         jobs=tuple(jobs), subject=given.sub, lifetime_s=min(asked.lifetime_s, given.exp - now_s),
         params={**asked.params, **fixed}, params_sha256=asked.params_sha256 or given.grant.params_sha256,
         idempotency_key=asked.idempotency_key or given.idempotency_key, actors=actors,
-        bound_to=given.grant.bound_to,
+        bound_to=given.grant.bound_to, parents=(Parent(given.jti, given.kid, given.iat), *given.parents),
     )  # fmt: skip

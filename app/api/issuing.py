@@ -18,7 +18,7 @@ from app.authority.records import Issued, Record, issue_denied, issued
 from app.authority.rights import Rights
 from app.config import Settings
 from app.gate import limits
-from app.gate.claims import BoundTo, Uses
+from app.gate.claims import BoundTo, Parent, Uses
 from app.gate.records import UNREADABLE
 from app.gate.revocation import Selector, revocation_record
 from app.issuer.keystore import Keystore, KeystoreError
@@ -47,6 +47,7 @@ class Wanted(NamedTuple):
     idempotency_key: str | None = None
     actors: tuple[str, ...] = ()  # who acts for the subject, the last first (RFC 8693 section 4.1)
     bound_to: BoundTo | None = None
+    parents: tuple[Parent, ...] = ()  # the tokens it is exchanged for, the last first
 
 
 class Issuing:
@@ -167,6 +168,7 @@ class Issuing:
             org_id=request.org_id, jobs=wanted.jobs, uses=wanted.uses, ttl_s=wanted.lifetime_s, params=wanted.params,
             params_sha256=wanted.params_sha256, idempotency_key=wanted.idempotency_key,
             actors=wanted.actors, bound_to=wanted.bound_to,
+            parents=wanted.parents,
         )  # fmt: skip
         try:
             made = issue(asked, self._store, int(time.time()))

@@ -24,7 +24,7 @@ from app.api.requests import answer, headers_of, object_of
 from app.api.service import Service
 from app.authority.decide import Denied
 from app.authority.records import Issued
-from app.gate.claims import Claims, Grant, Uses
+from app.gate.claims import Claims, Delegation, Grant, Uses
 
 TOKENS, REVOCATIONS = "/v1/tokens", "/v1/revocations"
 LISTED_MAX: Final = 1_000
@@ -100,7 +100,7 @@ def _listed(service: Service, each: Issued) -> ListedToken:
     revoked = service.tables.world.revocations.covers(
         Claims(
             each.issuer, each.kid, each.subject, each.org_id, each.jti, each.issued_at_ms // 1000, 0, each.expires_at_s,
-            uses, each.token_class, Grant((), each.jobs, {}),
+            uses, each.token_class, Grant((), each.jobs, {}), None, Delegation(each.actors, each.parents),
         )
     )  # fmt: skip
     return ListedToken(

@@ -10,7 +10,7 @@ from app.authority.decide import Denied, IssueRequest
 from app.authority.identities import Identity, kind_of
 from app.authority.roles import TokenClass
 from app.gate import limits
-from app.gate.claims import Claims, Uses
+from app.gate.claims import BoundTo, Claims, Parent, Uses
 from app.gate.definitions import job_name_fault
 
 Via = Literal["cli", "http"]
@@ -38,6 +38,8 @@ class Issued(msgspec.Struct, frozen=True):
     expires_at_s: int
     event: Literal["issued"] = "issued"
     actors: tuple[str, ...] = ()  # who acts for the subject, the last first
+    parents: tuple[Parent, ...] = ()  # the tokens it was exchanged for, the last first
+    bound_to: BoundTo | None = None  # the object of the registry it lives as long as
 
 
 class IssueDenied(msgspec.Struct, frozen=True):
@@ -72,6 +74,7 @@ def issued(
     record = Issued(
         now_ms, identity.name, credential_id, roles, via, claims.iss, claims.sub, claims.org_id, claims.token_class,
         claims.uses, claims.jti, claims.kid, fingerprint, claims.grant.jobs, claims.exp, actors=claims.actors,
+        parents=claims.parents, bound_to=claims.grant.bound_to,
     )  # fmt: skip
     return record.jti.encode(), msgspec.json.encode(record)
 

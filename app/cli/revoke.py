@@ -60,6 +60,8 @@ def revoke(
 ) -> None:
     """Write a revocation; every gate honours it within a second. Give exactly one of what to revoke.
 
+    What a token was exchanged for goes with it, and a subject takes along what it has for others to act with.
+
     A key or an issuer is revoked whole: whoever has the key chooses iat. --issued is for an issuer that is sound again:
     what it issued before is dead, and so is what it issues within the grace for clock skew, gate.grace_s, unless
     --since says up to when; what it issues later is not.

@@ -41,10 +41,19 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     bound_to: BoundTo | None = None
 
 
-class Delegation(msgspec.Struct, frozen=True, gc=False):
-    """Who acts for the subject of a token that was exchanged for another (RFC 8693 section 4.1)."""
+class Parent(msgspec.Struct, frozen=True, gc=False):
+    """A token that another was exchanged for: what it is known by to whoever takes it back."""
 
-    actors: tuple[str, ...]  # the last first: it has the token, and has it from the next
+    jti: str
+    kid: str
+    iat: int  # seconds
+
+
+class Delegation(msgspec.Struct, frozen=True, gc=False):
+    """Of a token that was exchanged for another (RFC 8693). It is worth no more than any that it came of."""
+
+    actors: tuple[str, ...]  # who acts for the subject, the last first: it has the token, and has it from the next
+    parents: tuple[Parent, ...] = ()  # the last first
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
@@ -68,8 +77,14 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
     def actors(self) -> tuple[str, ...]:
         return () if self.delegation is None else self.delegation.actors
 
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        return () if self.delegation is None else self.delegation.parents
+
 
 GRANT_TYPE: Final = "job_trigger"
+PARENTS_CLAIM: Final = "parents"  # of this profile: RFC 8693 names who acts, not which tokens a token came of
+_PARENT_MEMBERS: Final = frozenset(("jti", "kid", "iat"))
 _GRANT_MEMBERS: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256", "bound_to"))
 _BOUND_TO_MEMBERS: Final = frozenset(("object", "birth_id"))
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -126,7 +141,7 @@ def read_claims(signed: dict[str, Any], kid: str, token_class: str, audience: st
     idempotency_key = get("idempotency_key")
     if idempotency_key is not None or "idempotency_key" in signed:
         _require_idempotency_key(idempotency_key)
-    delegation = Delegation(_actors(signed["act"], signed["iss"])) if "act" in signed else None
+    delegation = _delegation(signed) if "act" in signed or PARENTS_CLAIM in signed else None
     grant = _grant(get("authorization_details"))
     return Claims(
         signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, uses, token_class, grant, idempotency_key, delegation
@@ -157,6 +172,29 @@ def _require_idempotency_key(value: Any) -> None:
         raise ClaimRefused(
             "claim_malformed", f"idempotency_key is not a text of 1 to {limits.IDEMPOTENCY_KEY_MAX_BYTES} bytes"
         )
+
+
+def _delegation(signed: dict[str, Any]) -> Delegation:
+    actors = _actors(signed["act"], signed["iss"]) if "act" in signed else ()
+    return Delegation(actors, _parents(signed[PARENTS_CLAIM]) if PARENTS_CLAIM in signed else ())
+
+
+def _parents(value: Any) -> tuple[Parent, ...]:
+    """The tokens it came of. A member not known could be a condition: as in a grant, it refuses."""
+    parents: list[Parent] = []
+    if type(value) is not list or not value:
+        raise ClaimRefused("claim_malformed", f"{PARENTS_CLAIM} is not a list of the tokens it came of")
+    for each in value:
+        if type(each) is not dict or each.keys() != _PARENT_MEMBERS:
+            raise ClaimRefused("claim_malformed", f"{PARENTS_CLAIM} holds something else than jti, kid and iat")
+        _require_name("parents.jti", each["jti"], limits.JTI_MAX_CHARACTERS)
+        _require_name("parents.kid", each["kid"], limits.KID_MAX_CHARACTERS)
+        if not (type(each["iat"]) is int and 0 < each["iat"] < limits.NUMERIC_DATE_MAX_S):
+            raise ClaimRefused("claim_malformed", "parents.iat is not a NumericDate in whole seconds")
+        parents.append(Parent(each["jti"], each["kid"], each["iat"]))
+    if len(parents) > limits.ACTORS_MAX:
+        raise ClaimRefused("delegation_too_deep", f"it came of more than {limits.ACTORS_MAX} tokens")
+    return tuple(parents)
 
 
 def _actors(act: Any, iss: str) -> tuple[str, ...]:

@@ -139,6 +139,8 @@ def _facts(trigger: Trigger | None, token: VerifiedToken | None) -> dict[str, An
         }  # fmt: skip
         if claims.actors:
             facts["actors"] = list(claims.actors)
+        if claims.parents:
+            facts["parents"] = [parent.jti for parent in claims.parents]
         bound_to = claims.grant.bound_to
         if bound_to is not None:
             facts |= {"bound_to": bound_to.object, "bound_to_birth_id": bound_to.birth_id}

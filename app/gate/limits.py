@@ -28,7 +28,7 @@ SUBJECT_MAX_CHARACTERS: Final = 256
 GRANT_JOBS_MAX: Final = 64
 REGISTRY_KEY_MAX_CHARACTERS: Final = 300
 BIRTH_ID_MAX_CHARACTERS: Final = 64
-ACTORS_MAX: Final = 4  # who act for one another (RFC 8693)
+ACTORS_MAX: Final = 4  # who act for one another (RFC 8693), and tokens that one came of
 
 # ── a JWK Set ──
 JWKS_MAX_BYTES: Final = 1 << 20

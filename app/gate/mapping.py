@@ -74,8 +74,15 @@ class MappingRules(msgspec.Struct, frozen=True):
         allow = tuple(rule for rule in self.allow if rule.fits_bearer(claims))
         return MappingRules(deny, allow, self.unreadable) if deny or allow or self.unreadable else None
 
-    def refuse(self, jti: str, job: str) -> Rejected | None:
-        """Of a bearer's rules: whether they let its token start this job."""
+    def refuse(self, claims: Claims, job: str) -> Rejected | None:
+        """Of a bearer's rules: whether they let its token, and each that it came of, start this job."""
+        for jti in (claims.jti, *(parent.jti for parent in claims.parents)):
+            refused = self._refuse(jti, job)
+            if refused is not None:
+                return refused
+        return None
+
+    def _refuse(self, jti: str, job: str) -> Rejected | None:
         if self.unreadable:
             return Rejected("denied_by_rule", f"the rule {self.unreadable[0]} cannot be read")
         for rule in self.deny:

@@ -115,7 +115,8 @@ def permit(claims: Claims, rule: TrustRule, jobs: Mapping[str, Job], job: str | 
         return Rejected("not_on_allowlist", _shown(name))
     if not definition.enabled:
         return Rejected("job_disabled", _shown(name))
-    if ACCEPTS_NAME[claims.uses] not in definition.accepts:
+    # A webhook token that is exchanged for a one-shot one starts nothing that it could not start itself.
+    if not {ACCEPTS_NAME[claims.uses], *(("webhook",) if claims.parents else ())} <= definition.accepts:
         return Rejected("token_class_too_weak", f"{_shown(name)} accepts {', '.join(sorted(definition.accepts))}")
     return definition
 

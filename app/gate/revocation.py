@@ -7,6 +7,8 @@ names, at once and after every restart alike.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -53,6 +55,20 @@ def revocation_record(
     named = issuer if selector == "issuer" or value is None else value
     entry = Revocation(issuer, selector, named, since_s, reason, by, keep_until_s)
     return revocation_key(issuer, selector, named), msgspec.json.encode(entry)
+
+
+def _as_each(claims: Claims) -> Iterator[Claims]:
+    """The claims as they would be looked up: as themselves, as each token they came of, as each who acts.
+
+    Subject, class and jobs came from the first token, so what is revoked up to a moment counts from that one's iat.
+    """
+    parents = claims.parents
+    yield msgspec.structs.replace(claims, iat=min((claims.iat, *(parent.iat for parent in parents))))
+    for parent in parents:
+        yield msgspec.structs.replace(claims, jti=parent.jti, kid=parent.kid, iat=parent.iat)
+    had_since = chain((claims.iat,), (parent.iat for parent in parents), repeat(claims.iat))
+    for actor, iat in zip(claims.actors, had_since, strict=False):
+        yield msgspec.structs.replace(claims, sub=actor, iat=iat)
 
 
 _decode_key = msgspec.json.Decoder(tuple[str, str, str]).decode
@@ -123,9 +139,17 @@ class Revocations:
         return dict(self._unknown)
 
     def covers(self, claims: Claims) -> bool:
-        """Whether these claims are no longer honoured. Kid and issuer know no "since": a thief chooses iat."""
+        """Whether these claims are no longer honoured. Kid and issuer know no "since": a thief chooses iat.
+
+        What was exchanged for a token goes with it, and with whoever acts in it: who has the one has no better right.
+        """
         if not self._entries:
             return False
+        if claims.delegation is None:
+            return self._covers(claims)
+        return any(map(self._covers, _as_each(claims)))
+
+    def _covers(self, claims: Claims) -> bool:
         iss = claims.iss
         if iss in self._issuers or (self._kids and (iss, claims.kid) in self._kids):
             return True

@@ -47,7 +47,8 @@ class Bearer(msgspec.Struct, frozen=True):
     emitter: str  # a handle that names nobody
     identity: IssuerAndSubject
     jti_scope: bytes
-    permitted: dict[tuple[object, ...], Permitted]  # by uses, actions, jobs granted, and job asked for
+    # by uses, whether it was exchanged, actions, jobs granted, and job asked for
+    permitted: dict[tuple[object, ...], Permitted]
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False):
@@ -160,6 +161,23 @@ def bearer_of(claims: Claims, world: World, memo: Memo) -> Bearer | None:
     return bearer
 
 
+def check_honoured(claims: Claims, bearer: Bearer, at_ms: int, world: World) -> Rejected | None:
+    """The rest of stage 2 for a token in this world: keys, time, bearer, revocation, what it is bound to."""
+    if claims.delegation is not None:
+        # A key that was removed signs nothing any more, nor does what its tokens were exchanged for.
+        keys = world.ring.get(claims.iss)
+        if keys is None or any(parent.kid not in keys.keys for parent in claims.parents):
+            return Rejected("kid_unknown", "the set no longer holds the key of a token it came of")
+    refusal = check_time(claims, bearer.rule, at_ms, world.grace_s) or bearer.refused
+    if refusal is not None:
+        return refusal
+    if world.revocations.covers(claims):
+        return Rejected("token_revoked")
+    if claims.grant.bound_to is not None and claims.grant.bound_to.is_gone(world.objects):
+        return Rejected("bound_object_gone", "the registry holds it no longer")
+    return None
+
+
 def emitter(claims: Claims) -> str:
     """A handle for who emitted, the same for one identity, that names nobody: a digest of issuer and subject."""
     issuer = claims.iss.encode()
@@ -171,22 +189,18 @@ def stand(
 ) -> Standing | Rejected:
     """The rest of stage 2 and the half of stage 3 that looks at no parameter, in the order of the reasons."""
     claims = token.claims
-    # 2 verify: the token's time, its bearer (disabled or not), revocation
-    refusal = check_time(claims, bearer.rule, appended_at_ms, world.grace_s) or bearer.refused
+    # 2 verify
+    refusal = check_honoured(claims, bearer, appended_at_ms, world)
     if refusal is not None:
         return refusal
-    if world.revocations.covers(claims):
-        return Rejected("token_revoked")
-    if claims.grant.bound_to is not None and claims.grant.bound_to.is_gone(world.objects):
-        return Rejected("bound_object_gone", "the registry holds it no longer")
     # 3 authorize: what is mapped to the token, then the job
     if bearer.mapping is not None:
         name = granted_job(claims, bearer.rule, job)
-        refusal = bearer.mapping.refuse(claims.jti, name) if isinstance(name, str) else name
+        refusal = bearer.mapping.refuse(claims, name) if isinstance(name, str) else name
         if refusal is not None:
             return refusal
     grant = claims.grant
-    asked = (claims.uses, grant.actions, grant.jobs, job)
+    asked = (claims.uses, bool(claims.parents), grant.actions, grant.jobs, job)
     permitted = bearer.permitted.get(asked)
     if permitted is None:
         definition = permit(claims, bearer.rule, world.jobs, job)

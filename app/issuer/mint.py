@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import jwt
 
 from app.gate import base64url, limits
-from app.gate.claims import GRANT_TYPE, BoundTo, nested
+from app.gate.claims import GRANT_TYPE, PARENTS_CLAIM, BoundTo, Parent, nested
 from app.gate.keyset import (
     DEV_KID,
     HS256,
@@ -61,6 +61,7 @@ class TriggerTokenRequest:
     idempotency_key: str | None = None
     actors: tuple[str, ...] = ()  # who acts for the subject, the last first (RFC 8693 section 4.1)
     bound_to: BoundTo | None = None
+    parents: tuple[Parent, ...] = ()  # the tokens it is exchanged for, the last first
 
 
 class Minted(NamedTuple):
@@ -135,6 +136,8 @@ def mint(
         claims["idempotency_key"] = request.idempotency_key
     if request.actors:
         claims["act"] = nested(request.actors)
+    if request.parents:
+        claims[PARENTS_CLAIM] = [{"jti": each.jti, "kid": each.kid, "iat": each.iat} for each in request.parents]
     grants, record = Grants(), None
     if handle is None:
         token = presented = _sign(claims, signing_key, TYP)

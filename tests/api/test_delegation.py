@@ -28,6 +28,16 @@ def authority(deployment: Deployment) -> Authority:
     return trusted(deployment)
 
 
+def until(reason: str, url: str, *tokens: str) -> None:
+    """Present the tokens until each is refused for this."""
+    deadline = time.monotonic() + 20
+    for token in tokens:
+        emitter = Emitter(url, token)
+        while emitter.decided(JOB)["reason"] != reason:
+            assert time.monotonic() < deadline
+        emitter.close()
+
+
 class Family:
     """An identity, and others that may have tokens for it."""
 
@@ -120,9 +130,68 @@ def test_a_disabled_actor_starts_nothing_for_anyone_and_its_subject_goes_on(fami
     assert Emitter(family.authority.url, token).decided(JOB)["outcome"] == "accepted"
     family.authority.tollgate("identities", "disable", actor[0])
     try:
-        deadline = time.monotonic() + 20
-        while Emitter(family.authority.url, token).decided(JOB)["reason"] != "identity_disabled":
-            assert time.monotonic() < deadline
+        until("identity_disabled", family.authority.url, token)
         assert Emitter(family.authority.url, handed).decided(JOB)["outcome"] == "accepted"
     finally:
         family.authority.tollgate("identities", "enable", actor[0])
+
+
+def started(family: Family, *tokens: str) -> list[str]:
+    return [Emitter(family.authority.url, token).decided(JOB)["outcome"] for token in tokens]
+
+
+def test_what_a_token_was_exchanged_for_dies_with_it_and_not_the_other_way_round(family: Family) -> None:
+    authority, (first, second) = family.authority, family.actors[:2]
+    handed, other = family.handed(), family.handed()
+    child = family.child(first, handed)
+    grandchild, sibling, cousin = (family.child(second, each) for each in (child, handed, other))
+    everyone = (handed, child, grandchild, sibling, cousin, other)
+    assert started(family, *everyone) == ["accepted"] * 6
+
+    assert authority.ask(first, "/oauth/revoke", token=child).status_code == 200
+    until("token_revoked", authority.url, child, grandchild)
+    assert started(family, handed, sibling, cousin, other) == ["accepted"] * 4
+    assert authority.ask(family.owner, "/oauth/revoke", token=handed).status_code == 200
+    until("token_revoked", authority.url, handed, sibling)
+    assert started(family, cousin, other) == ["accepted"] * 2
+    for token, active in ((sibling, False), (cousin, True)):
+        assert authority.ask(second, "/oauth/introspect", token=token).json()["active"] is active
+    rows = httpx.get(f"{authority.url}/v1/tokens", auth=second).json()["tokens"]
+    marked = {row["jti"]: row["revoked"] for row in rows}
+    assert [marked[claims_of(token)["jti"]] for token in (grandchild, sibling, cousin)] == [True, True, False]
+    assert error(family.exchanged(second, handed))[:2] == (400, "invalid_grant")
+
+
+def test_whoever_is_revoked_loses_what_it_acts_with(family: Family) -> None:
+    first, second = family.actors[:2]
+    handed = family.handed()
+    child = family.child(first, handed)
+    grandchild, untouched = family.child(second, child), family.child(second, handed)
+    assert started(family, child, grandchild, untouched) == ["accepted"] * 3
+    family.authority.tollgate("token", "revoke", "--subject", first[0])
+    until("token_revoked", family.authority.url, child, grandchild)
+    assert started(family, handed, untouched) == ["accepted"] * 2
+    family.authority.tollgate("revocations", "lift", "subject", first[0])
+
+
+def test_what_a_handle_was_exchanged_for_dies_with_the_handle(family: Family) -> None:
+    file = family.authority.deployment.directory / "handle"
+    file.write_text(
+        family.authority.tollgate(
+            "token",
+            "issue",
+            "--job",
+            JOB,
+            "--ttl",
+            "10m",
+            "--uses",
+            "many",
+            "--subject",
+            family.owner[0],
+            "--reference",
+        )
+    )
+    child = family.child(family.actors[0], file.read_text())
+    assert started(family, file.read_text(), child) == ["accepted"] * 2
+    family.authority.tollgate("token", "revoke", "--token-file", str(file))
+    until("token_revoked", family.authority.url, file.read_text(), child)

@@ -346,6 +346,6 @@ def test_another_deny_never_lets_anything_through(rules, another, job):
 
     def refusal(those):
         mapped = in_effect(those).of_bearer(CLAIMS)
-        return mapped.refuse(CLAIMS.jti, job) if mapped else None
+        return mapped.refuse(CLAIMS, job) if mapped else None
 
     assert refusal(held) is None or refusal(held | {"r5": deny}) is not None

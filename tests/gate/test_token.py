@@ -98,6 +98,7 @@ def test_tokens_of_other_peoples_libraries_are_read():
         {"claims": {"idempotency_key": "k\0y/" + "é" * 126}},
         {"claims": {"unknown": {"claims": ["are", "ignored"]}}},
         {"claims": {"iat": NOW_S + 5}},
+        {"claims": {"parents": [{"jti": "j0", "kid": "k1", "iat": NOW_S}]}},
         {"claims": {"act": {"sub": "svc:b", "iss": ISS, "act": {"sub": "svc:c"}}}},
         {"grant": {"jobs": []}},  # too broad: said when the trigger is authorized
         {"grant": {"jobs": ["*"]}},
@@ -271,6 +272,7 @@ def test_a10_header_and_claims_are_strict_json(raw):
     assert code(signed(json.dumps(HEADER).encode(), raw)) == "token_json_malformed"
 
 
+PARENT = {"jti": "j0", "kid": "k1", "iat": NOW_S}
 NOT_DATES = ["1700000000", True, False, 1.5, 1700000000.0, None, [1], {"n": 1}, -1, 0, 10**11, 10**15 - 1]
 CLAIM_ROWS = [
     *[("A11", {"exp": value}, "expiry_malformed") for value in NOT_DATES],
@@ -305,6 +307,11 @@ CLAIM_ROWS = [
         None, {}, "svc:b", ["svc:b"], {"sub": ""}, {"sub": 1}, {"sub": "a\nb"}, {"sub": "s" * 257}, {"sub": "svc:b", "act": None},
         {"sub": "svc:b", "act": {}}, {"sub": "svc:b", "act": "svc:c"}, {"sub": "svc:b", "iss": "https://other.example"},
     )],
+    *[("X-10", {"parents": parents}, "claim_malformed") for parents in (
+        None, [], {}, "j", [1], [{}], [{"jti": "j", "kid": "k"}], [PARENT | {"exp": NOW_S}], [PARENT | {"jti": ""}],
+        [PARENT | {"kid": 1}], [PARENT | {"iat": "1"}], [PARENT | {"iat": True}], [PARENT | {"iat": 0}],
+    )],
+    ("X-10", {"parents": [PARENT] * 5}, "delegation_too_deep"),
     ("X-13", {"act": {"sub": "1", "act": {"sub": "2", "act": {"sub": "3", "act": {"sub": "4", "act": {"sub": "5"}}}}}},
      "delegation_too_deep"),
     *[("V-03", {"authorization_details": value}, "grant_malformed") for value in (
