@@ -18,12 +18,12 @@ class Caller(NamedTuple):
     claims: Claims
     emitter: str  # as receipts name it
 
-    def fault(self, world: World) -> Rejected | None:
-        """Why the token is no longer honoured, in this world and now."""
+    def fault(self, world: World, now_ms: int | None = None) -> Rejected | None:
+        """Why the token is not honoured, in this world and now; None: it is."""
         bearer = bearer_of(self.claims, world, world.memo)
         if bearer is None:
             return Rejected("issuer_untrusted")
-        return check_honoured(self.claims, bearer, time.time_ns() // 1_000_000, world)
+        return check_honoured(self.claims, bearer, now_ms or time.time_ns() // 1_000_000, world)
 
 
 async def identify(tables: Tables, unverified_token: str) -> Caller:

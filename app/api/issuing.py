@@ -50,6 +50,15 @@ class Wanted(NamedTuple):
     parents: tuple[Parent, ...] = ()  # the tokens it is exchanged for, the last first
 
 
+def token_request(wanted: Wanted, request: IssueRequest, issuer: str, audience: str) -> TriggerTokenRequest:
+    """What is minted of what a client wants and of what was allowed."""
+    return TriggerTokenRequest(
+        issuer=issuer, audience=audience, subject=request.subject, org_id=request.org_id, jobs=wanted.jobs,
+        uses=wanted.uses, ttl_s=wanted.lifetime_s, params=wanted.params, params_sha256=wanted.params_sha256,
+        idempotency_key=wanted.idempotency_key, actors=wanted.actors, bound_to=wanted.bound_to, parents=wanted.parents,
+    )  # fmt: skip
+
+
 class Issuing:
     """The process's way to tokens: keys, the record of what was issued, and revocations."""
 
@@ -163,13 +172,7 @@ class Issuing:
         await self._write(self._topic, record)
 
     def _mint(self, wanted: Wanted, request: IssueRequest) -> Minted | Denied:
-        asked = TriggerTokenRequest(
-            issuer=self._settings.issuer.issuer, audience=self._settings.audience, subject=request.subject,
-            org_id=request.org_id, jobs=wanted.jobs, uses=wanted.uses, ttl_s=wanted.lifetime_s, params=wanted.params,
-            params_sha256=wanted.params_sha256, idempotency_key=wanted.idempotency_key,
-            actors=wanted.actors, bound_to=wanted.bound_to,
-            parents=wanted.parents,
-        )  # fmt: skip
+        asked = token_request(wanted, request, self._settings.issuer.issuer, self._settings.audience)
         try:
             made = issue(asked, self._store, int(time.time()))
         except KeystoreError as error:

@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 
 from tests.api.conftest import Deployment
-from tests.api.test_authority import Authority, error, trusted
+from tests.api.test_authority import ASSERTION_TYPE, Authority, error, trusted
 from tests.support.doors import Emitter
 from tests.support.issuer import JOB
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.broker
 JWT = "urn:ietf:params:oauth:token-type:jwt"
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 CHAIN_MAX = 4
+OTHER = "reports/other"
 Client = tuple[str, str]
 
 
@@ -195,3 +198,100 @@ def test_what_a_handle_was_exchanged_for_dies_with_the_handle(family: Family) ->
     assert started(family, file.read_text(), child) == ["accepted"] * 2
     family.authority.tollgate("token", "revoke", "--token-file", str(file))
     until("token_revoked", family.authority.url, file.read_text(), child)
+
+
+def more_than(given: dict[str, Any], made: dict[str, Any]) -> list[str]:
+    """In what an exchanged token's claims say more than those of the one it came of."""
+    (had,), (has,) = given["authorization_details"], made["authorization_details"]
+    fixed, digest = had.get("params", {}), had.get("params_sha256")
+    more = {
+        "whom it is for": any(made[name] != given[name] for name in ("iss", "aud", "sub", "org_id")),
+        "class": given["typ"] != made["typ"],
+        "jobs": not set(has["jobs"]) <= set(had["jobs"]),
+        "actions": not set(has["actions"]) <= set(had["actions"]),
+        "params": not has.get("params", {}).items() >= fixed.items(),
+        "params beside a digest": digest is not None and has.get("params", {}) != fixed,
+        "digest": digest not in (None, has.get("params_sha256")),
+        "lifetime": made["exp"] > given["exp"],
+        "uses": given["uses"] != "many",
+        "key": given.get("idempotency_key") not in (None, made.get("idempotency_key")),
+        "binding": had.get("bound_to") != has.get("bound_to"),
+        "what it came of": [each["jti"] for each in made["parents"]]
+        != [given["jti"], *(each["jti"] for each in given.get("parents", ()))],
+    }
+    return [name for name, is_more in more.items() if is_more]
+
+
+def said(token: str) -> dict[str, Any]:
+    return claims_of(token) | {"typ": jwt.get_unverified_header(token)["typ"]}
+
+
+@st.composite
+def asked_for(draw: st.DrawFn) -> dict[str, str]:
+    """A form, of which most things are left out."""
+    grant: dict[str, Any] = {"type": "job_trigger", "jobs": draw(st.lists(st.sampled_from([JOB, OTHER]), min_size=1))}
+    grant |= draw(st.fixed_dictionaries({}, optional={
+        "params": st.sampled_from([{}, {"region": "eu"}, {"region": "us"}, {"n": 1}]),
+        "params_sha256": st.sampled_from(["0" * 64, "1" * 64]), "actions": st.just(["106-Trigger"]),
+    }))  # fmt: skip
+    form: dict[str, str] = draw(st.fixed_dictionaries({}, optional={
+        "uses": st.sampled_from(["once", "many"]), "lifetime_s": st.sampled_from(["60", "3000", "86400"]),
+        "idempotency_key": st.sampled_from(["k1", "k2"]), "subject": st.sampled_from(["service:ci", "svc:nobody"]),
+        "authorization_details": st.just(json.dumps([grant])),
+    }))  # fmt: skip
+    return form
+
+
+@pytest.fixture(scope="module")
+def low(family: Family) -> list[str]:
+    """Webhook tokens of which each may little in another way; and one that came of another."""
+    grants: list[tuple[dict[str, Any], dict[str, str]]] = [
+        ({"jobs": [JOB, OTHER]}, {}),
+        ({"jobs": [JOB], "params": {"region": "eu"}}, {}),
+        ({"jobs": [JOB], "params_sha256": "0" * 64}, {"idempotency_key": "k1"}),
+    ]
+    made = [
+        family.authority.ask(
+            family.owner, authorization_details=json.dumps([{"type": "job_trigger"} | grant]), uses="many",
+            lifetime_s="900", **form,
+        ).json()["access_token"]
+        for grant, form in grants
+    ]  # fmt: skip
+    return [*made, family.child(family.actors[0], made[0], lifetime_s="300")]
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(number=st.integers(0, 3), form=asked_for())
+def test_whatever_is_asked_for_a_token_is_never_exchanged_for_more(
+    family: Family, low: list[str], number: int, form: dict[str, str]
+) -> None:
+    answer = family.exchanged(family.actors[1], low[number], **form)
+    event(str(answer.status_code))
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 200:
+        assert more_than(said(low[number]), said(answer.json()["access_token"])) == []
+
+
+def test_a_token_is_no_credential_to_get_another_with(family: Family, low: list[str]) -> None:
+    """Neither as a secret, an assertion, a bearer or a refresh token, by a client that may nothing itself."""
+    authority, token = family.authority, low[0]
+    for credential in ({"client_id": family.owner[0], "client_secret": token},
+                       {"client_assertion": token, "client_assertion_type": ASSERTION_TYPE}):  # fmt: skip
+        answer = authority.ask(None, scope=f"job:{JOB}", **credential)
+        assert error(answer) == (401, "invalid_client", "client_unauthenticated")
+    bearer = {"authorization": f"Bearer {token}"}
+    wanted = {"jobs": [JOB], "lifetime_s": 60}
+    for path, body in (("/v1/tokens", wanted), ("/v1/revocations", {"selector": "subject", "value": family.owner[0]})):
+        answer = httpx.post(authority.url + path, json=body, headers=bearer)
+        assert error(answer) == (401, "invalid_client", "client_unauthenticated")
+    assert httpx.get(f"{authority.url}/v1/tokens", headers=bearer).status_code == 401
+    refreshed = authority.ask(family.owner, grant_type="refresh_token", refresh_token=token)
+    assert error(refreshed)[:2] == (400, "unsupported_grant_type")
+    poor = authority.identity("reports/none")
+    authority.apply("jobs", '[jobs."reports/none"]\n')
+    deadline = time.monotonic() + 20
+    while authority.ask(poor, scope="job:reports/none").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert error(family.exchanged(poor, token))[:2] == (400, "access_denied")
+    assert error(authority.ask(poor, scope=f"job:{JOB}", subject=family.owner[0]))[2] == "job_not_granted"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -78,3 +80,24 @@ def test_a_chain_of_actors_has_an_end() -> None:
     with pytest.raises(OAuthError) as refused:
         exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, "svc:b")
     assert (refused.value.error, refused.value.reason) == ("invalid_grant", "delegation_too_deep")
+
+
+@pytest.mark.parametrize(
+    ("grant", "asked", "reason"),
+    [
+        # Each would start what the token handed over does not.
+        (Grant(("read",), ("a/1",), {}), {}, "permission_missing"),
+        (Grant((), ("a/1",), {}), {}, "permission_missing"),
+        (Grant(("106-Trigger",), ("a/1",), {}, "0" * 64), {"p": 1}, "payload_digest_mismatch"),
+        (Grant(("106-Trigger",), ("a/1",), {"p": 1}, "0" * 64), {"p": 1, "q": 1}, "payload_digest_mismatch"),
+        (Grant(("106-Trigger",), ("a/1",), {"region": "eu"}), {"\uff52egion": "us"}, "param_conflict"),
+        (Grant(("106-Trigger",), ("a/1",), {"region": "eu"}), {"\uff52egion": "eu"}, "param_conflict"),
+    ],
+)
+def test_what_a_token_does_not_let_its_bearer_do_is_not_exchanged_for(
+    grant: Grant, asked: dict[str, Any], reason: str
+) -> None:
+    handed = Claims("https://i", "k", "svc:a", "acme", "j", NOW_S, NOW_S, NOW_S + 600, "many", "trigger", grant)
+    with pytest.raises(OAuthError) as refused:
+        exchange.narrowed(handed, Wanted((), "many", 60, params=asked), NOW_S, "svc:b")
+    assert refused.value.reason == reason

@@ -133,6 +133,14 @@ ROWS: dict[str, Row] = {
         A, "test_no_trigger_reaches_the_system_itself", "test_no_other_action_of_a_grant_is_worth_anything",
         "test_who_holds_a_token_can_issue_no_other", note="for what exists: there are no endpoints yet",
     ),
+    "A-08": Row((
+        "/api/test_escalation.py::test_whatever_an_exchanged_token_starts_the_one_it_came_of_could_have_started",
+        "/api/test_exchange.py::test_what_comes_of_it_is_never_more_than_what_was_handed_over",
+        "/api/test_exchange.py::test_what_a_token_does_not_let_its_bearer_do_is_not_exchanged_for",
+        "/api/test_delegation.py::test_whatever_is_asked_for_a_token_is_never_exchanged_for_more",
+        "/api/test_delegation.py::test_a_token_is_no_credential_to_get_another_with",
+        "/authority/test_decide.py::test_whatever_is_allowed_stands_in_one_entry_and_in_no_deny",
+    ), note="there are no refresh tokens, and dead letters are not replayed yet"),
     "A-10": _in(
         ID, "test_a_changed_policy_is_obeyed_by_the_next_issue", "test_what_a_role_does_not_say_is_refused",
         note="by the command line",

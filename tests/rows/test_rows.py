@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 REQUIRED = [
     *(f"T-{number:02}" for number in (1, 2, 3, 4, 5, 9, 10, 12, 13, 14, 15, 20, 21)),
     *(f"V-{number:02}" for number in (1, 2, 3, 4, 6)),
-    *(f"A-{number:02}" for number in (1, 2, 3, 7, 10, 11, 12, 13)),
+    *(f"A-{number:02}" for number in (1, 2, 3, 7, 8, 10, 11, 12, 13)),
     *(f"P-{number:02}" for number in (1, 2, 3, 4, 5, 6, 7)),
     *(f"I-{number:02}" for number in (1, 2, 3, 4, 6, 7, 8, 9)),
     *(f"R-{number:02}" for number in (1, 2, 3)),
