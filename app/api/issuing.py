@@ -26,6 +26,7 @@ from app.issuer.mint import Minted, TriggerTokenRequest, issue
 from app.logs import Event, log
 from app.stream.cluster import Cluster
 from app.stream.connect import client_options
+from app.stream.log import require_read
 from app.stream.topics import Topic
 
 VIA: Final = "http"
@@ -110,6 +111,7 @@ class Issuing:
                 wake.clear()
                 taken = tail.take(TAKE_RECORDS, TAKE_BYTES)
                 for record in taken:
+                    require_read(record, self._topic)  # what was issued there could be neither listed nor taken back
                     self._take(record.value)
                 if not taken:
                     await wake.wait()

@@ -18,6 +18,7 @@ from app.gate.records import UNREADABLE
 from app.gate.trigger import Record
 from app.logs import Event, log
 from app.stream.cluster import Cluster
+from app.stream.log import require_read
 from app.stream.tail import KafkaTail
 
 TAKE_RECORDS: Final = 2_000  # of one lane at a time: others' answers are not kept waiting
@@ -144,6 +145,7 @@ class Receipts:
             for lane, tail in enumerate(self._tails):
                 taken = tail.take(TAKE_RECORDS, TAKE_BYTES)
                 for record in taken:
+                    require_read(record, self.topic)  # whose receipt it is cannot be told: a stream would have a gap
                     self._arrived(lane, record)
                 more |= bool(taken)
                 if taken:

@@ -22,8 +22,8 @@ from app.config import Kafka
 from app.logs import Event, log
 from app.stream import batch
 from app.stream.connect import client_options
-from app.stream.log import OffsetGone, Partition, ReadRecord, Watermarks, Writer
-from app.stream.tail import KafkaTail
+from app.stream.log import OffsetGone, Partition, ReadRecord, Unreadable, Watermarks, Writer
+from app.stream.tail import KafkaTail, offsets_in_order
 from app.stream.together import together
 from app.stream.transaction import KafkaWriter
 
@@ -150,7 +150,7 @@ class Cluster:
                     if part is not None:
                         chunk += [
                             ReadRecord(r.offset, r.key, r.value, r.timestamp)
-                            for r in batch.Records(part, self._max_batch_bytes * 16).take(ALL)
+                            for r in _all_of(part, partition, self._max_batch_bytes * 16)
                             if position <= r.offset < end
                         ]
                     position = next_offset
@@ -275,6 +275,16 @@ class Cluster:
         if tail.fetched >= (row[3] if tail.past_open_transactions else row[2]):  # last stable offset, high watermark
             tail.caught_up(sent_at_s)
         return False
+
+
+def _all_of(part: batch.Batch, partition: Partition, max_bytes: int) -> list[Any]:
+    """Its records. Raises Unreadable where readers would not agree on them: one passed over might be a revocation."""
+    try:
+        records = batch.Records(part, max_bytes).take(ALL)
+        offsets_in_order(records, part.base_offset, part.next_offset)
+    except Exception as error:
+        raise Unreadable(f"{partition[0]}[{partition[1]}] at {part.base_offset}: {type(error).__name__}") from error
+    return records
 
 
 def _aborted(row: Any) -> Sequence[tuple[int, int]] | None:

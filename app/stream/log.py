@@ -38,6 +38,12 @@ class Unreadable(Exception):  # noqa: N818
     """A partition holds bytes that are no record batch we know."""
 
 
+def require_read(record: Record, topic: str) -> None:
+    """Raises Unreadable for a record whose batch was not read: passed over, it might be one that matters."""
+    if record.batch_fault is not None:
+        raise Unreadable(f"{topic} at {record.offset}: {record.batch_fault}")
+
+
 class Placed(NamedTuple):
     """Where one partition's records of a transaction landed."""
 

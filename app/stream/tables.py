@@ -21,7 +21,7 @@ from app.gate.mapping import MappingRule, in_effect, mapping_from_record
 from app.gate.policy import Job, Revocations, TrustRule
 from app.gate.reference import Grants
 from app.gate.token import GrantWanted, KeyWanted
-from app.stream.log import Log, Partition, ReadRecord, Tail, Unreadable
+from app.stream.log import Log, Partition, ReadRecord, Tail, require_read
 from app.stream.topics import Topic
 from app.telemetry import TABLE_STALENESS, Event, log
 from app.trust import JwksFollower
@@ -139,8 +139,7 @@ class Tables:
             for topic, tail in self._tails.items():
                 taken = tail.take(TAKE_RECORDS, TAKE_BYTES)
                 for record in taken:
-                    if record.batch_fault is not None:  # passed over, it might be a revocation that never took effect
-                        raise Unreadable(f"{topic.value} at {record.offset}: {record.batch_fault}")
+                    require_read(record, topic.value)  # it might be a revocation that never took effect
                     self._apply(topic, ReadRecord(record.offset, record.key, record.value, record.appended_at_ms))
                 # A grant more changes nothing that was decided: what is remembered of others stays.
                 changed |= bool(taken) and topic is not Topic.GRANTS

@@ -189,7 +189,7 @@ class _Reading:
         while self._refused is None:
             try:
                 raw = self._records.take(limit)
-                self._next = _offsets_in_order(raw, self._next, self._part.next_offset)
+                self._next = offsets_in_order(raw, self._next, self._part.next_offset)
                 got = [
                     Record(number, r.offset, r.timestamp, by_broker, r.key, r.value, tuple(r.headers))
                     for r in raw
@@ -214,7 +214,7 @@ class _Reading:
         )
 
 
-def _offsets_in_order(records: Sequence[Any], start: int, end: int) -> int:
+def offsets_in_order(records: Sequence[Any], start: int, end: int) -> int:
     """Where the next record stands. Raises ValueError for offsets that do not increase within the batch's own.
 
     In a batch that is not compressed the broker leaves the records' own offsets as the producer wrote them: believed,

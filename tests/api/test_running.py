@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import signal
@@ -21,6 +22,7 @@ from tests.support import reader
 from tests.support.doors import DoorProcess, Emitter
 from tests.support.gates import GateProcess, environment, found
 from tests.support.issuer import JOB, OtherIssuer
+from tests.support.odd_batches import ODD, produce
 
 pytestmark = pytest.mark.broker
 Make = Callable[..., Emitter]
@@ -88,6 +90,31 @@ def test_a_port_that_is_taken_is_told_with_the_setting_to_change(deployment: Dep
     said = tollgate(deployment.env, "serve", "--port", deployment.doors[0].url.rpartition(":")[2])
     assert said.code == 2
     assert "serve.port" in said.err
+
+
+@pytest.mark.parametrize("topic", ["receipts", "issuance"])
+def test_a_door_that_cannot_read_what_it_follows_ends_and_says_where(
+    broker: str, prefix: str, tmp_path: Path, topic: str
+) -> None:
+    found(broker, prefix, 1, OtherIssuer(prefix), tmp_path)
+    door = DoorProcess("door", tmp_path, environment(broker, prefix))
+    door.start()
+    try:
+        door.wait_ready()
+        raw = ODD["two at one offset"]([b"{}", b"{}"])
+        assert asyncio.run(produce(broker, prefix + topic, 0, raw)) == 0
+        assert door.wait() == 1
+    finally:
+        door.stop()
+    said = door.log_file.read_text()
+    assert f"{prefix}{topic} at 0: batch_unreadable" in said
+    # Nor does another begin, as long as the batch is there, with what it cannot have read.
+    again = DoorProcess("again", tmp_path, environment(broker, prefix))
+    again.start()
+    try:
+        assert again.wait() == 1
+    finally:
+        again.stop()
 
 
 def test_no_token_is_in_any_log_or_metric(deployment: Deployment, emitter: Make) -> None:
