@@ -19,6 +19,8 @@ class TokenWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params: dict[str, Any] = {}
     params_sha256: str | None = None
     idempotency_key: str | None = None
+    reference: bool = False  # a handle (ref:…), which says nothing to who sees it
+    bound_to: str | None = None  # it dies with this object of the registry: job/NAME, trust/ISSUER
 
 
 class RevocationWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,11 +22,12 @@ from app.gate.claims import BoundTo, Parent, Uses
 from app.gate.records import UNREADABLE
 from app.gate.revocation import Selector, revocation_record
 from app.issuer.keystore import Keystore, KeystoreError
-from app.issuer.mint import Minted, TriggerTokenRequest, issue
+from app.issuer.mint import Minted, TriggerTokenRequest, issue, new_handle
 from app.logs import Event, log
 from app.stream.cluster import Cluster
 from app.stream.connect import client_options
 from app.stream.log import require_read
+from app.stream.tables import Tables
 from app.stream.topics import Topic
 
 VIA: Final = "http"
@@ -49,6 +50,8 @@ class Wanted(NamedTuple):
     actors: tuple[str, ...] = ()  # who acts for the subject, the last first (RFC 8693 section 4.1)
     bound_to: BoundTo | None = None
     parents: tuple[Parent, ...] = ()  # the tokens it is exchanged for, the last first
+    reference: bool = False  # a handle is to stand for it
+    bind_to: str | None = None  # the registry's key of an object: looked up once it may be issued
 
 
 def token_request(wanted: Wanted, request: IssueRequest, issuer: str, audience: str) -> TriggerTokenRequest:
@@ -63,10 +66,11 @@ def token_request(wanted: Wanted, request: IssueRequest, issuer: str, audience: 
 class Issuing:
     """The process's way to tokens: keys, the record of what was issued, and revocations."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, rights: Rights) -> None:
-        self._settings, self._cluster, self.rights = settings, cluster, rights
+    def __init__(self, settings: Settings, cluster: Cluster, tables: Tables, rights: Rights) -> None:
+        self._settings, self._cluster, self._tables, self.rights = settings, cluster, tables, rights
         self._store = Keystore(settings.issuer.keys_dir, settings.issuer.jwks_file)
         self._topic = Topic.ISSUANCE.named(settings.kafka.prefix)
+        self._grants = Topic.GRANTS.named(settings.kafka.prefix)
         self._revocations = Topic.REVOCATIONS.named(settings.kafka.prefix)
         self._producer: AIOKafkaProducer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -150,7 +154,8 @@ class Issuing:
             wanted.subject or identity.name, identity.org_id, wanted.lifetime_s, wanted.jobs, uses=wanted.uses
         )
         allowed = may_issue(identity, self.rights.roles, request)
-        made = self._mint(wanted, request) if isinstance(allowed, Allowed) else allowed
+        bound = self._bound(wanted) if isinstance(allowed, Allowed) else allowed
+        made = bound if isinstance(bound, Denied) else self._mint(bound, request)
         now_ms = time.time_ns() // 1_000_000
         if isinstance(made, Denied):
             denied = issue_denied(made, request, identity.name, issuer.issuer, VIA, now_ms, authenticated=True)
@@ -159,7 +164,23 @@ class Issuing:
         assert isinstance(allowed, Allowed)  # for the type checker  # noqa: S101
         record = issued(made.claims, made.fingerprint, identity, client.credential_id, allowed.roles, VIA, now_ms)
         await self._write(self._topic, record)
+        if made.grant is not None:  # whoever has a handle may use it at once
+            await self._write(self._grants, made.grant)
         return made
+
+    def _bound(self, wanted: Wanted) -> Wanted | Denied:
+        """With the object that the registry holds now under the key. Raises Problem where that is not known."""
+        key = wanted.bind_to
+        if key is None:
+            return wanted
+        complaint = self._tables.complaint()
+        if complaint is not None:
+            raise Problem("not_ready", complaint)
+        birth_id = self._tables.world.objects.get(key)
+        if not birth_id:
+            what = "nothing" if birth_id is None else "what has no birth id to tell it from one made anew"
+            return Denied("bound_object_gone", f"under that key the registry holds {what}")
+        return wanted._replace(bound_to=BoundTo(key, birth_id))
 
     async def unauthenticated(self, claimed: str) -> None:
         """Leave the record of a client that proved nothing; a stranger's flood leaves no more than so many a second."""
@@ -176,7 +197,8 @@ class Issuing:
     def _mint(self, wanted: Wanted, request: IssueRequest) -> Minted | Denied:
         asked = token_request(wanted, request, self._settings.issuer.issuer, self._settings.audience)
         try:
-            made = issue(asked, self._store, int(time.time()))
+            handle = new_handle() if wanted.reference else None
+            made = issue(asked, self._store, int(time.time()), handle)
         except KeystoreError as error:
             log.error(Event.SERVE_ERROR, what=f"KeystoreError: {error}")
             raise Problem("keys_unpublished") from None

@@ -43,7 +43,8 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
             client,
             Wanted(
                 tuple(body.jobs), body.uses, body.lifetime_s, body.subject, body.params, body.params_sha256,
-                body.idempotency_key if header_key is None else header_key,
+                body.idempotency_key if header_key is None else header_key, reference=body.reference,
+                bind_to=body.bound_to,
             ),
         )  # fmt: skip
         if isinstance(made, Denied):
@@ -60,9 +61,11 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         client = await service.clients.authenticate(request, headers_of(request.scope), {})
         job, subject = request.query_params.get("job"), request.query_params.get("subject")
         token_class = request.query_params.get("class")
+        objects = service.tables.world.objects
         found = [
             each for each in issuing.live()
             if client.identity.name in (each.identity, each.subject)
+            and (each.bound_to is None or not each.bound_to.is_gone(objects))  # which none comes back from
             and (job is None or job in each.jobs) and (subject is None or subject == each.subject)
             and (token_class is None or token_class == each.token_class)
         ]  # fmt: skip

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from app.authority.identities import Identity
     from app.authority.records import Record
     from app.config import Settings
-    from app.gate.claims import Uses
+    from app.gate.claims import BoundTo, Uses
     from app.issuer.mint import Minted, Refusal
 
 CHUNK: Final = 1_000  # tokens whose records are written together, before any of them is shown
@@ -29,10 +29,14 @@ class Asked(NamedTuple):
     jobs: tuple[str, ...]
     uses: Uses
     lifetime_s: int
+    bound_to: str | None  # the registry's key of an object; nobody is told whether it is there before they may issue
 
 
-def issue_as(settings: Settings, asked: Asked, count: int, make: Callable[[int, str, str], Minted | Refusal]) -> None:
-    """Print `count` tokens that `make` mints from a number, the subject and the organisation; or fail, with exit 4.
+Make = Callable[[int, str, str, "BoundTo | None"], "Minted | Refusal"]
+
+
+def issue_as(settings: Settings, asked: Asked, count: int, make: Make) -> None:
+    """Print `count` tokens that `make` mints from a number, subject, organisation and binding; or fail, with exit 4.
 
     A token is shown once the cluster has its record; a refusal is told once the cluster has its.
     """
@@ -41,9 +45,7 @@ def issue_as(settings: Settings, asked: Asked, count: int, make: Callable[[int, 
         common.fail("; ".join(filter(None, (f"{denied.code}: {denied.words}", denied.remedy))), common.NOT_ALLOWED)
 
 
-async def _issue(
-    settings: Settings, asked: Asked, count: int, make: Callable[[int, str, str], Minted | Refusal]
-) -> Denied | None:
+async def _issue(settings: Settings, asked: Asked, count: int, make: Make) -> Denied | None:
     from app.authority.decide import Denied, may_issue
     from app.issuer.mint import Minted
     from app.issuer.rights import read_rights, write_issuance
@@ -61,11 +63,12 @@ async def _issue(
     if isinstance(allowed, Denied):
         await write_issuance(settings, [_denial(allowed, request, asked, issuer, authenticated=True)])
         return allowed
+    bound = None if asked.bound_to is None else await handles.object_of(settings, asked.bound_to)
     async with handles.handing_out(settings) as hand_out:
         for start in range(0, count, CHUNK):
             minted: list[Minted] = []
             for number in range(start, min(start + CHUNK, count)):
-                made = make(number, request.subject, request.org_id)
+                made = make(number, request.subject, request.org_id, bound)
                 if not isinstance(made, Minted):
                     refused = Denied(made.code, made.sentence)
                     await write_issuance(settings, [_denial(refused, request, asked, issuer, authenticated=True)])

@@ -14,6 +14,7 @@ from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
     from app.config import Settings
+    from app.gate.claims import BoundTo
     from app.gate.reasons import Rejected
     from app.issuer.keystore import SigningKey
 
@@ -124,9 +125,8 @@ def issue(
     fixed = given.params(param or [], params_file)
     ttl_s = given.length_s("--ttl", ttl) if ttl is not None else None
     key = _dev_key(settings) if insecure_dev_hs256 else store.signing_key(now_s)
-    bound = None if bound_to is None else common.run(handles.object_of(settings, bound_to))
 
-    def make(number: int, of_subject: str, of_org: str) -> mint.Minted | mint.Refusal:
+    def make(number: int, of_subject: str, of_org: str, bound: BoundTo | None) -> mint.Minted | mint.Refusal:
         minted = mint.mint(
             mint.TriggerTokenRequest(
                 issuer=settings.issuer.issuer,
@@ -152,12 +152,14 @@ def issue(
     if asked_as is not None and job and ttl_s is not None:
         from app.cli.issuing import Asked, issue_as
 
-        asked = Asked(asked_as, given.secret(secret_file), subject, org, tuple(job), uses.value, ttl_s)
+        asked = Asked(asked_as, given.secret(secret_file), subject, org, tuple(job), uses.value, ttl_s, bound_to)
         issue_as(settings, asked, count, make)
         return
 
+    bound = None if bound_to is None else common.run(handles.object_of(settings, bound_to))
+
     def made(number: int) -> mint.Minted:
-        minted = make(number, subject or settings.issuer.subject, org or settings.issuer.org_id)
+        minted = make(number, subject or settings.issuer.subject, org or settings.issuer.org_id, bound)
         if isinstance(minted, mint.Refusal):
             remedy = f"; {BY_CODE[minted.code].remedy}" if minted.code in BY_CODE else ""
             # What was not said at all is no matter of what may be said.

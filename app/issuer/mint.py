@@ -83,9 +83,9 @@ class Refusal(NamedTuple):
     sentence: str
 
 
-def issue(request: TriggerTokenRequest, store: Keystore, now_s: int) -> Minted | Refusal:
+def issue(request: TriggerTokenRequest, store: Keystore, now_s: int, handle: str | None = None) -> Minted | Refusal:
     """Mint with the key that signs now, and note how long that key is needed. Raises KeystoreError."""
-    minted = mint(request, store.signing_key(now_s), now_s)
+    minted = mint(request, store.signing_key(now_s), now_s, handle=handle)
     if isinstance(minted, Minted):
         store.note_expiry(minted.claims.kid, minted.claims.exp)
     return minted

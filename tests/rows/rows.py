@@ -36,13 +36,14 @@ ROWS: dict[str, Row] = {
         T, "test_ten_thousand_tokens_have_distinct_and_random_ids",
         "test_a_token_with_any_one_byte_flipped_starts_nothing_and_the_token_is_still_good",
     ),
-    "T-03": _in(
-        H, "test_a_handle_and_a_token_for_one_job_have_the_same_authority",
-        "test_handles_work_after_a_restart_with_no_issuer_anywhere",
-        "test_an_unknown_handle_is_told_from_one_of_an_expired_grant",
-        "test_a_handle_may_be_used_the_moment_its_grant_is_committed",
-        "test_who_can_write_grants_and_has_no_key_makes_no_handle",
-    ),
+    "T-03": Row((
+        f"{H}::test_a_handle_and_a_token_for_one_job_have_the_same_authority",
+        f"{H}::test_handles_work_after_a_restart_with_no_issuer_anywhere",
+        f"{H}::test_an_unknown_handle_is_told_from_one_of_an_expired_grant",
+        f"{H}::test_a_handle_may_be_used_the_moment_its_grant_is_committed",
+        f"{H}::test_who_can_write_grants_and_has_no_key_makes_no_handle",
+        "/api/test_issuing.py::test_a_handle_is_as_good_as_a_token_at_once_and_stands_nowhere",
+    )),
     "T-04": Row((
         f"{T}::test_an_emitter_goes_on_after_all_local_state_is_deleted_and_every_gate_restarted",
         f"{Z}::test_no_record_is_keyed_by_an_emitter_or_its_connection",
@@ -308,9 +309,12 @@ ROWS: dict[str, Row] = {
     ),
     "X-19": _in(E, "test_a_dead_letter_names_origin_and_reason_in_our_headers_and_in_those_that_viewers_know"),
     "X-05": _in(A, "test_a_jobs_owner_says_who_may_start_it_and_the_audit_suggests_whom"),
-    "X-08": _in(
-        H, "test_a_token_dies_with_the_object_it_is_bound_to_and_stays_dead",
-        "test_a_token_dies_with_its_job_and_stays_dead_when_it_is_defined_again",
+    "X-08": Row(
+        (
+            f"{H}::test_a_token_dies_with_the_object_it_is_bound_to_and_stays_dead",
+            f"{H}::test_a_token_dies_with_its_job_and_stays_dead_when_it_is_defined_again",
+            "/api/test_issuing.py::test_a_bound_token_dies_with_its_object_and_is_listed_no_longer",
+        ),
         reduced="refused within 1 s → at all: no test asserts on time",
     ),
     "X-10": Row(
