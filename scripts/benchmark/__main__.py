@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from scripts.benchmark import big, door, drains, latency, report, restore, run
+from scripts.benchmark import big, door, drains, latency, report, restore, revocation, run
 from scripts.benchmark.deployment import ROOT
 from scripts.benchmark.figures import Figure
 from scripts.benchmark.run import Run
@@ -30,6 +30,8 @@ ROWS: Final = {
     "latency-away": "the same, away from home",
     "http": "POST /v1/triggers answered with 202, a second of the door's CPU",
     "http-wait": "POST /v1/triggers with Prefer: wait, to the receipt, 20/s",
+    "revoked-http": "POST /oauth/revoke, from its answer to the first refusal by the gate, 20/s under 500 triggers/s",
+    "revoked": "the same by a record on the revocations topic, with no door anywhere",
     "restore": "a gate without local stores reads 1,000,000 entries back from the changelog",
     "restart": "a gate stopped in order starts again on its stores of those entries",
     "big": "one lane with 20,000,000 live entries against an empty one (--big)",
@@ -95,6 +97,7 @@ def _families() -> dict[Any, list[str]]:
     return {
         latency.measure: ["latency-home", "latency-away"],
         door.measure: ["http", "http-wait"],
+        revocation.measure: ["revoked-http", "revoked"],
         restore.measure: ["restore", "restart"],
         big.measure: ["big"],
     }

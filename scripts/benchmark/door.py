@@ -31,13 +31,13 @@ PARAMS: Final = b'{"region":"eu"}'
 
 
 class Door(Child):
-    """`tollgate serve` with its default settings; it issues nothing here."""
+    """`tollgate serve` with its default settings; it issues nothing unless told to."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, *, issues: bool = False) -> None:
         self.port, internal = free_ports(2, random.SystemRandom())
         env = environment(
             deployment, TOLLGATE_SERVE__PORT=str(self.port), TOLLGATE_SERVE__INTERNAL_PORT=str(internal),
-            TOLLGATE_SERVE__ISSUES="false",
+            TOLLGATE_SERVE__ISSUES=str(issues), TOLLGATE_ISSUER__ISSUER=traffic.ISSUER,
         )  # fmt: skip
         command = [sys.executable, "-m", "app.cli.main", "serve"]
         super().__init__(command, deployment.directory / "serve.log", env, deployment.directory)
@@ -101,7 +101,7 @@ async def _acknowledged(port: int, tokens: list[str], count: int) -> None:
     async def connection() -> None:
         wire = await asyncio.open_connection("127.0.0.1", port)
         for number in numbers:
-            await _exchange(wire, _request(tokens[number % len(tokens)], f"{run}-{number}"), b"202")
+            await exchange(wire, _request(tokens[number % len(tokens)], f"{run}-{number}"), b"202")
         wire[1].close()
 
     await asyncio.gather(*(connection() for _ in range(CONNECTIONS)))
@@ -113,14 +113,15 @@ async def _waits_ms(port: int, tokens: list[str], count: int) -> list[float]:
     seen, run = [], f"{time.time_ns():x}"
     for number in range(count):
         began_s = time.perf_counter()
-        await _exchange(wire, _request(tokens[number % len(tokens)], f"{run}-{number}", "prefer: wait=10\r\n"), b"200")
+        await exchange(wire, _request(tokens[number % len(tokens)], f"{run}-{number}", "prefer: wait=10\r\n"), b"200")
         seen.append((time.perf_counter() - began_s) * 1_000)
         await asyncio.sleep(max(1 / PER_SECOND - seen[-1] / 1_000, 0))
     wire[1].close()
     return seen
 
 
-async def _exchange(wire: tuple[asyncio.StreamReader, asyncio.StreamWriter], request: bytes, status: bytes) -> None:
+async def exchange(wire: tuple[asyncio.StreamReader, asyncio.StreamWriter], request: bytes, status: bytes) -> None:
+    """One request on a connection that stays open. Raises RuntimeError for an answer of another status."""
     reader, writer = wire
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")

@@ -38,6 +38,7 @@ GOALS: Final = {
     "latency-away p99": Goal(60, 30),
     "http": Goal(3_000, lower_is_better=False),
     "http-wait p50": Goal(25),
+    "revoked p99": Goal(1_000),
     "restore": Goal(200_000, 300_000, lower_is_better=False),
     "restart": Goal(1.0, strict=True),
     "big memory": Goal(400),

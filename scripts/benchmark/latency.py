@@ -55,7 +55,7 @@ async def _blocks(
     run: Run, deployment: Deployment, names: Sequence[str], requests: list[Request], size: int
 ) -> dict[str, list[float]]:
     seen: dict[str, list[float]] = {name: [] for name in names}
-    async with _Wire(deployment) as wire:
+    async with Wire(deployment) as wire:
         await wire.latencies_ms(requests[:WARM_UP], away=0)
         at = WARM_UP
         for block in range(BLOCKS):
@@ -66,21 +66,22 @@ async def _blocks(
     return seen
 
 
-class _Wire:
+class Wire:
     """A producer, and a reader of all receipts."""
 
     def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
         self._triggers = deployment.topic(Topic.TRIGGERS)
         self._receipts = [TopicPartition(deployment.topic(Topic.RECEIPTS), lane) for lane in range(LANES)]
-        self._producer = AIOKafkaProducer(bootstrap_servers=deployment.bootstrap, acks="all", linger_ms=0)
+        self.producer = AIOKafkaProducer(bootstrap_servers=deployment.bootstrap, acks="all", linger_ms=0)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=deployment.bootstrap, group_id=None, isolation_level="read_committed",
             enable_auto_commit=False, auto_offset_reset="earliest", fetch_min_bytes=1,
         )  # fmt: skip
-        self._answered_s: dict[bytes, float] = {}  # by trigger id
+        self.answers: dict[bytes, tuple[float, bytes]] = {}  # by trigger id: when it was read, and the receipt
 
     async def __aenter__(self) -> Self:
-        await self._producer.start()
+        await self.producer.start()
         await self._consumer.start()
         self._consumer.assign(self._receipts)
         await self._consumer.seek_to_beginning(*self._receipts)
@@ -91,7 +92,7 @@ class _Wire:
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         await self._consumer.stop()
-        await self._producer.stop()
+        await self.producer.stop()
 
     async def _read(self) -> None:
         while True:
@@ -99,7 +100,14 @@ class _Wire:
             now_s = time.perf_counter()
             for records in found.values():
                 for record in records:
-                    self._answered_s[record.key] = now_s
+                    self.answers[record.key] = now_s, record.value
+
+    async def send(self, request: Request, partition: int) -> asyncio.Future[Any]:
+        """What tells, once the broker has it, where it stands."""
+        sent: asyncio.Future[Any] = await self.producer.send(
+            self._triggers, request.value, key=request.key.encode(), partition=partition
+        )
+        return sent
 
     async def latencies_ms(self, requests: Sequence[Request], away: int) -> list[float]:
         """Send at the pace, whatever is still unanswered; wait for every receipt."""
@@ -110,17 +118,14 @@ class _Wire:
         for number, (partition, request) in enumerate(traffic.placed(requests, LANES, away)):
             await asyncio.sleep(max(began_s + number / PER_SECOND - time.perf_counter(), 0))
             now_s = time.perf_counter()
-            acknowledged = await self._producer.send(
-                self._triggers, request.value, key=request.key.encode(), partition=partition
-            )
-            sent.append((now_s, acknowledged))
+            sent.append((now_s, await self.send(request, partition)))
         ids = []
         for now_s, acknowledged in sent:
             metadata = await acknowledged
             ids.append((b"%d-%d" % (metadata.partition, metadata.offset), now_s))
         deadline_s = time.perf_counter() + ANSWER_TIMEOUT_S
-        while not all(trigger_id in self._answered_s for trigger_id, _ in ids):
+        while not all(trigger_id in self.answers for trigger_id, _ in ids):
             if time.perf_counter() > deadline_s:
                 raise TimeoutError(f"not every trigger had its receipt within {ANSWER_TIMEOUT_S:.0f} s")
             await asyncio.sleep(0.01)
-        return [(self._answered_s[trigger_id] - sent_s) * 1_000 for trigger_id, sent_s in ids]
+        return [(self.answers[trigger_id][0] - sent_s) * 1_000 for trigger_id, sent_s in ids]

@@ -20,6 +20,7 @@ class Run(NamedTuple):
     oneshot_triggers: int
     latency_triggers: int
     http_triggers: int
+    revocations: int
     restore_entries: int
     big_entries: int
     raw_s: float
@@ -38,12 +39,13 @@ class Size(NamedTuple):
     oneshot_triggers: int
     latency_triggers: int
     http_triggers: int
+    revocations: int
     restore_entries: int
     big_entries: int
     raw_s: float
     warm_up: bool
 
 
-FULL: Final = Size(5, 200_000, 60_000, 2_500, 40_000, 1_000_000, 20_000_000, 1.0, True)
-QUICK: Final = Size(2, 60_000, 15_000, 500, 8_000, 200_000, 2_000_000, 0.5, True)
-SMOKE: Final = Size(1, 1_000, 400, 60, 200, 5_000, 20_000, 0.05, False)
+FULL: Final = Size(5, 200_000, 60_000, 2_500, 40_000, 1_000, 1_000_000, 20_000_000, 1.0, True)
+QUICK: Final = Size(2, 60_000, 15_000, 500, 8_000, 100, 200_000, 2_000_000, 0.5, True)
+SMOKE: Final = Size(1, 1_000, 400, 60, 200, 5, 5_000, 20_000, 0.05, False)

@@ -117,17 +117,18 @@ def keys(count: int, salt: str = "") -> list[str]:
 def webhook(issuer: Issuer, count: int, salt: str = "") -> list[Request]:
     """Tokens that serve many times, in turn; the key stands beside the token."""
     tokens = issuer.mint("many", [None] * min(WEBHOOK_TOKENS, count))
-    return [Request(key, _value(tokens[number % len(tokens)], key)) for number, key in enumerate(keys(count, salt))]
+    return [Request(key, value_of(tokens[number % len(tokens)], key)) for number, key in enumerate(keys(count, salt))]
 
 
 def one_shot(issuer: Issuer, count: int) -> list[Request]:
     """A new token for each trigger; the key stands in the token."""
     wanted = keys(count)
     tokens = issuer.mint("once", wanted)
-    return [Request(key, _value(token, None)) for key, token in zip(wanted, tokens, strict=True)]
+    return [Request(key, value_of(token, None)) for key, token in zip(wanted, tokens, strict=True)]
 
 
-def _value(token: str, key: str | None) -> bytes:
+def value_of(token: str, key: str | None) -> bytes:
+    """A trigger as the plain form has it; a key that is given stands beside the token."""
     # A repeat has the params of the first: another fingerprint would be a refusal.
     members = {"job": JOB, "params": {"region": "eu", "order": key[6:] if key else "any"}}
     beside = {"idempotency_key": key} if key else {}
