@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import jwt
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.api.conftest import Deployment
 from tests.api.test_authority import ASSERTION_TYPE, Authority, error, trusted
+from tests.support import reader
 from tests.support.doors import Emitter
 from tests.support.issuer import JOB
 
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.broker
 JWT = "urn:ietf:params:oauth:token-type:jwt"
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 CHAIN_MAX = 4
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 OTHER = "reports/other"
 Client = tuple[str, str]
 
@@ -295,3 +299,38 @@ def test_a_token_is_no_credential_to_get_another_with(family: Family, low: list[
         time.sleep(0.2)
     assert error(family.exchanged(poor, token))[:2] == (400, "access_denied")
     assert error(authority.ask(poor, scope=f"job:{JOB}", subject=family.owner[0]))[2] == "job_not_granted"
+
+
+def test_exchanged_tokens_and_every_record_that_they_leave_fit_their_schemas(family: Family) -> None:
+    authority = family.authority
+    deployment, tokens = authority.deployment, [family.handed()]
+    for actor in family.actors[:CHAIN_MAX]:
+        tokens.append(family.child(actor, tokens[-1]))
+    bound = {"jobs": [JOB], "lifetime_s": 60, "uses": "many", "bound_to": f"job/{JOB}"}
+    tokens.append(httpx.post(f"{authority.url}/v1/tokens", json=bound, auth=family.owner).json()["token"])
+    for token in tokens:
+        schema("trigger-token").validate(claims_of(token))
+    outcomes = [
+        Emitter(authority.url, tokens[-2]).decided(JOB, idempotency_key=str(number))["outcome"] for number in range(12)
+    ]
+    assert outcomes == ["accepted"] * 12  # some of them by way of another lane
+
+    def read(topic: str) -> list[dict[str, Any]]:
+        there = reader.read_topic(deployment.bootstrap, deployment.prefix + topic).records
+        return [json.loads(record.value or b"") for record in there]
+
+    audits, handoffs, issued = read("audit"), read("handoffs"), read("issuance")
+    for audit in audits:
+        schema("audit").validate(audit)
+    for handoff in handoffs:
+        schema("handoff").validate(handoff)
+    for record in issued:
+        schema("issued" if record["event"] == "issued" else "issue-denied").validate(record)
+    assert any(len(row.get("actors", ())) == CHAIN_MAX for audit in audits for row in audit["presentations"])
+    assert any(handoff["claims"]["delegation"] for handoff in handoffs)
+    assert any(len(record.get("parents", ())) == CHAIN_MAX for record in issued)
+    assert any(record.get("bound_to") for record in issued)
+
+
+def schema(name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{name}.v1.schema.json").read_text()))

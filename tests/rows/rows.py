@@ -88,7 +88,11 @@ ROWS: dict[str, Row] = {
         "/api/test_delegation.py::test_a_disabled_actor_starts_nothing_for_anyone_and_its_subject_goes_on",
         "/gate/test_delegation.py::test_a_handoff_keeps_the_chain",
     ), note="exchanged tokens; dead letters are not replayed yet"),
-    "X-14": Row(("/api/test_authority.py::test_a_grant_says_what_the_token_fixes",)),
+    "X-14": Row((
+        "/api/test_authority.py::test_a_grant_says_what_the_token_fixes",
+        "/api/test_authority.py::test_a_malformed_request_is_refused_in_the_words_of_oauth",
+        "/api/test_delegation.py::test_exchanged_tokens_and_every_record_that_they_leave_fit_their_schemas",
+    )),
     "X-22": Row(("/api/test_triggers.py::test_the_same_token_and_event_get_the_same_receipt_by_kafka_and_by_http",)),
     "T-20": _in(
         T, "test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked",
