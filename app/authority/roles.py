@@ -18,7 +18,8 @@ ENTRIES_MAX: Final = 256
 TokenClass = Literal["trigger", "user", "host"]
 # The longest life of a token, by class; of trigger tokens by their use, as the gate has it.
 CLASS_LIFETIME_MAX_S: Final[dict[TokenClass, int]] = {
-    "trigger": limits.WEBHOOK_LIFETIME_MAX_S, "user": 24 * 3600, "host": 90 * 24 * 3600,
+    "trigger": limits.WEBHOOK_LIFETIME_MAX_S, "user": limits.USER_LIFETIME_MAX_S,
+    "host": limits.HOST_LIFETIME_MAX_S,
 }  # fmt: skip
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -1,4 +1,4 @@
-"""The claims of a trigger token: what a signed payload must hold, and the types it becomes.
+"""The claims of a token: what a signed payload must hold, and the types it becomes.
 
 Called by `token.verify` once the signature holds; what is refused here was signed by someone we trust.
 """
@@ -57,7 +57,10 @@ class Delegation(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
-    """The verified claims of a trigger token (also what a handoff carries in place of the token)."""
+    """The verified claims of a token (of a trigger token, also what a handoff carries in its place).
+
+    Tokens of users and hosts say who calls. They grant nothing: no action, no job, and may be shown many times.
+    """
 
     iss: str
     kid: str
@@ -82,6 +85,13 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
         return () if self.delegation is None else self.delegation.parents
 
 
+class HostClaims(Claims, frozen=True, gc=False):
+    """The verified claims of a host's token."""
+
+    platform: str = ""  # that the host is of
+    level: int = 0  # of security, which that platform had when the token was issued
+
+
 GRANT_TYPE: Final = "job_trigger"
 PARENTS_CLAIM: Final = "parents"  # of this profile: RFC 8693 names who acts, not which tokens a token came of
 _PARENT_MEMBERS: Final = frozenset(("jti", "kid", "iat"))
@@ -89,6 +99,7 @@ _GRANT_MEMBERS: Final = frozenset(("type", "actions", "jobs", "params", "params_
 _BOUND_TO_MEMBERS: Final = frozenset(("object", "birth_id"))
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NO_PARAMS: Final[dict[str, Any]] = {}
+NO_GRANT: Final = Grant((), (), _NO_PARAMS)
 
 
 class ClaimRefused(Exception):  # noqa: N818 - a refusal on its way out of a leaf; never leaves gate/
@@ -136,6 +147,14 @@ def read_claims(signed: dict[str, Any], kid: str, token_class: str, audience: st
         raise ClaimRefused("claim_malformed", "nbf is missing or not a NumericDate in whole seconds")
     if not (nbf < exp and iat < exp):
         raise ClaimRefused("claim_malformed", "exp does not lie after nbf and iat")
+    if token_class == "host":  # noqa: S105 - a class
+        platform, level = _platform(signed)
+        return HostClaims(
+            signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, "many", token_class, NO_GRANT,
+            platform=platform, level=level,
+        )  # fmt: skip
+    if token_class == "user":  # noqa: S105 - a class
+        return Claims(signed["iss"], kid, sub, org_id, jti, iat, nbf, exp, "many", token_class, NO_GRANT)
     if uses not in ("once", "many"):
         raise ClaimRefused("claim_malformed", 'uses is neither "once" nor "many"')
     idempotency_key = get("idempotency_key")
@@ -218,6 +237,14 @@ def nested(actors: Sequence[str]) -> dict[str, Any] | None:
     for actor in reversed(actors):
         act = {"sub": actor} if act is None else {"sub": actor, "act": act}
     return act
+
+
+def _platform(signed: dict[str, Any]) -> tuple[str, int]:
+    platform, level = signed.get("platform"), signed.get("level")
+    _require_name("platform", platform, limits.SUBJECT_MAX_CHARACTERS)
+    if not (type(level) is int and 0 < level <= limits.LEVEL_MAX):
+        raise ClaimRefused("claim_malformed", f"level is no integer from 1 to {limits.LEVEL_MAX}")
+    return str(platform), level
 
 
 def _grant(details: Any) -> Grant:

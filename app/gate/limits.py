@@ -29,6 +29,7 @@ GRANT_JOBS_MAX: Final = 64
 REGISTRY_KEY_MAX_CHARACTERS: Final = 300
 BIRTH_ID_MAX_CHARACTERS: Final = 64
 ACTORS_MAX: Final = 4  # who act for one another (RFC 8693), and tokens that one came of
+LEVEL_MAX: Final = 9  # of a platform's security
 
 # ── a JWK Set ──
 JWKS_MAX_BYTES: Final = 1 << 20
@@ -41,6 +42,8 @@ GRACE_S: Final = 60
 QUEUE_AGE_CAP_S: Final = 4 * 3600
 DEDUP_WINDOW_DEFAULT_S: Final = 24 * 3600
 JOB_TIMEOUT_DEFAULT_S: Final = 300
+USER_LIFETIME_MAX_S: Final = 24 * 3600
+HOST_LIFETIME_MAX_S: Final = 90 * 24 * 3600
 LIFETIME_MAX_S: Final = {"once": ONE_SHOT_LIFETIME_MAX_S, "many": WEBHOOK_LIFETIME_MAX_S}  # by a token's uses
 NUMERIC_DATE_MAX_S: Final = 10**11  # beyond the year 5000 nothing is a date
 

@@ -121,7 +121,16 @@ def receipt(
     if trigger is not None:
         correlation_id, traceparent = trigger.correlation_id, trigger.traceparent
     record = (InsecureReceipt if token is not None and token.insecure else Receipt)(
-        trigger_id, correlation_id, request.emitter, outcome, run_id, job_name, code, detail, stamp.now_ms
+        trigger_id,
+        correlation_id,
+        request.emitter,
+        outcome,
+        run_id,
+        job_name,
+        code,
+        detail,
+        stamp.now_ms,
+        None if token is None else token.claims.token_class,
     )
     headers = stamp.event_headers(b"tollgate.receipt.v1", job_name, traceparent)
     return Out(trigger_id.encode(), _encode(record), headers, True)
@@ -142,7 +151,7 @@ def presentation(
     claims = token.claims
     return Presentation(
         trigger_id, claims.iss, claims.sub, claims.jti, token.fingerprint, job_name, outcome, stage, code, run_id,
-        request.within_grace, claims.actors,
+        request.within_grace, claims.actors, claims.token_class,
     )  # fmt: skip
 
 

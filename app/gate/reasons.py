@@ -188,6 +188,13 @@ REASONS: Final[tuple[Reason, ...]] = (
         "typ does not name a class of token that starts jobs",
         "present a token of typ trigger+jwt",
     ),
+    Reason(
+        "wrong_client_class",
+        _V,
+        "the token is of a class that has its place elsewhere: trigger, user, host, execution or task",
+        "present a token of the class that belongs here; a person's gets one that starts jobs by `token issue --login`",
+        status=403,
+    ),
     Reason("kid_missing", _V, "the header has no kid", "the issuer must name its key by kid"),
     Reason("kid_malformed", _V, "kid is not a short text", "use a kid of 1 to 128 printable ASCII characters"),
     Reason("issuer_missing", _V, "the claims have no iss", "the issuer must name itself by iss"),

@@ -61,6 +61,7 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=False, gc=False):
     reason: str | None
     detail: str | None
     decided_at_ms: int
+    token_class: str | None = None  # verified
 
 
 class InsecureReceipt(Receipt, frozen=True, gc=False):
@@ -84,6 +85,7 @@ class Presentation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     run_id: str | None
     within_grace: bool
     actors: tuple[str, ...] = ()  # who acted for the subject, the last first; left out where nobody did
+    token_class: str | None = None  # verified
 
 
 class AuditRecord(msgspec.Struct, frozen=True):

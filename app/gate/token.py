@@ -16,6 +16,7 @@ the handle: neither is accepted in the other's place.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -32,8 +33,8 @@ from app.gate.reference import GRANT_TYP, HANDLE_START, HASH_CLAIM, NO_GRANTS, G
 from app.gate.strict_json import JSONRefused, loads_object
 
 __all__ = [
-    "CLASSES", "Claims", "Grant", "GrantWanted", "KeyWanted", "UnverifiedToken", "Uses", "VerifiedToken",
-    "fingerprint", "parse_unverified", "verify",
+    "CLASSES", "Claims", "Classes", "Grant", "GrantWanted", "KeyWanted", "UnverifiedToken", "Uses", "VerifiedToken",
+    "claims_another_class", "fingerprint", "parse_unverified", "verify",
 ]  # fmt: skip
 
 
@@ -66,8 +67,11 @@ class UnverifiedToken(NamedTuple):
     fingerprint: str
 
 
-# typ → the class of token. Other classes (user, host, execution, task) start no jobs (RFC 8725 section 3.11).
-CLASSES: Final = {"trigger+jwt": "trigger"}
+Classes = Mapping[str, str]  # typ → the class of token: those that are taken in one place (RFC 8725 section 3.11)
+CLASSES: Final[Classes] = {"trigger+jwt": "trigger"}  # what starts jobs
+USER_CLASSES: Final[Classes] = {"user+jwt": "user"}
+HOST_CLASSES: Final[Classes] = {"host+jwt": "host"}
+_TYPS: Final = frozenset(("trigger+jwt", "user+jwt", "host+jwt", "execution+jwt", "task+jwt"))  # each has its place
 _CLASSES_OF_GRANTS: Final = {GRANT_TYP: "trigger"}  # likewise of what a handle stands for
 _ALGORITHMS: Final = frozenset((ES256, EDDSA, HS256))
 _FINGERPRINT_DIGITS: Final = 32
@@ -86,23 +90,27 @@ class Signed(msgspec.Struct, frozen=True, gc=False):
 
 
 def verify(
-    unverified_token: str, ring: KeyRing, audience: str, grants: Grants = NO_GRANTS
+    unverified_token: str, ring: KeyRing, audience: str, grants: Grants = NO_GRANTS, classes: Classes = CLASSES
 ) -> VerifiedToken | Rejected | KeyWanted | GrantWanted:
     """Verify a JWS in compact form (RFC 7515), or a handle, and the shape of its claims (RFC 7519, RFC 8725)."""
-    signed = read_signed(unverified_token, ring, grants)
+    signed = read_signed(unverified_token, ring, grants, classes)
     if not isinstance(signed, Signed):
         return signed
     return accept(signed, holds_signature(signed), audience)
 
 
-def read_signed(unverified_token: str, ring: KeyRing, grants: Grants) -> Signed | Rejected | KeyWanted | GrantWanted:
+def read_signed(
+    unverified_token: str, ring: KeyRing, grants: Grants, classes: Classes = CLASSES
+) -> Signed | Rejected | KeyWanted | GrantWanted:
     """Steps 1 to 4: everything that needs no signature."""
     if not unverified_token.startswith(HANDLE_START):
-        return _read_signed(unverified_token, unverified_token, ring, CLASSES)
+        return _read_signed(unverified_token, unverified_token, ring, classes)
     if len(unverified_token) > limits.TOKEN_MAX_BYTES:
         return Rejected("token_too_large", f"more than {limits.TOKEN_MAX_BYTES} bytes")
     if not is_handle(unverified_token):
         return Rejected("token_malformed", "not a handle: ref: and 43 characters of strict base64url")
+    if classes.keys().isdisjoint(CLASSES):
+        return Rejected("wrong_client_class", "a handle stands for what starts jobs")
     digest = handle_digest(unverified_token)
     unverified_jws = grants.get(digest)
     if unverified_jws is None:
@@ -114,9 +122,7 @@ def read_signed(unverified_token: str, ring: KeyRing, grants: Grants) -> Signed 
     return signed
 
 
-def _read_signed(
-    unverified_jws: str, presented: str, ring: KeyRing, classes: Mapping[str, str]
-) -> Signed | Rejected | KeyWanted:
+def _read_signed(unverified_jws: str, presented: str, ring: KeyRing, classes: Classes) -> Signed | Rejected | KeyWanted:
     # 1 size, 2 form
     read = read_jws(unverified_jws)
     if isinstance(read, Rejected):
@@ -145,6 +151,8 @@ def _read_signed(
         return Rejected("algorithm_not_allowed")
     token_class = classes.get(typ) if type(typ) is str else None
     if token_class is None:
+        if type(typ) is str and typ in _TYPS and presented is unverified_jws:
+            return Rejected("wrong_client_class", f"typ is {typ}")
         return Rejected("token_type_invalid")
     if key is None:
         return _no_key(kid, unverified, ring)
@@ -164,7 +172,7 @@ def accept(signed: Signed, holds: bool, audience: str) -> VerifiedToken | Reject
         return Rejected("signature_invalid")
     # 6 claims
     key, quick = signed.key, signed.unverified_quick
-    if quick is not None and quick[-1] == audience:
+    if quick is not None and quick[-1] == audience and signed.token_class == "trigger":  # noqa: S105 - a class
         claims = claims_of_quick(quick, signed.unverified_claims["iss"], key.kid, signed.token_class)
         return VerifiedToken(claims, fingerprint(signed.unverified_token), key.insecure)
     try:
@@ -172,6 +180,22 @@ def accept(signed: Signed, holds: bool, audience: str) -> VerifiedToken | Reject
     except ClaimRefused as refusal:
         return refusal.rejected
     return VerifiedToken(claims, fingerprint(signed.unverified_token), key.insecure)
+
+
+def claims_another_class(unverified_token: str) -> bool:
+    """Whether a token says of itself that it is of a class that starts no jobs. Enough to refuse it, no more."""
+    return _typ_of(unverified_token.partition(".")[0][: limits.TOKEN_HEADER_MAX_BYTES * 2]) in _TYPS - CLASSES.keys()
+
+
+@lru_cache(1_024)
+def _typ_of(unverified_header: str) -> str | None:
+    """The typ of a header, which tokens of one key have in common."""
+    raw = decode_standard(unverified_header.encode("utf-8", "surrogatepass").translate(TO_STANDARD))
+    try:
+        typ = loads_object(raw or b"").get("typ")
+    except JSONRefused:
+        return None
+    return typ if type(typ) is str else None
 
 
 def fingerprint(token: str) -> str:

@@ -1,5 +1,5 @@
-"""Making trigger tokens, and the grants of handles: what a gate would refuse is refused here first, and what must not
-be asked for at all.
+"""Making tokens of every class, and the grants of handles: what a gate would refuse is refused here first, and what
+must not be asked for at all.
 
 A token is handed out only after the gate's own `verify` has taken it.
 """
@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jwt
 
@@ -34,11 +34,23 @@ from app.gate.reference import (
     HANDLE_BYTES,
     HANDLE_START,
     HASH_CLAIM,
+    NO_GRANTS,
     Grants,
     grant_key,
     handle_digest,
 )
-from app.gate.token import Claims, GrantWanted, KeyWanted, Uses, VerifiedToken, verify
+from app.gate.token import (
+    CLASSES,
+    HOST_CLASSES,
+    USER_CLASSES,
+    Claims,
+    Classes,
+    GrantWanted,
+    KeyWanted,
+    Uses,
+    VerifiedToken,
+    verify,
+)
 from app.issuer.keystore import Keystore, SigningKey
 
 TYP: Final = "trigger+jwt"
@@ -64,6 +76,29 @@ class TriggerTokenRequest:
     parents: tuple[Parent, ...] = ()  # the tokens it is exchanged for, the last first
 
 
+class Platform(NamedTuple):
+    """What hosts are of: its name, and the level of its security."""
+
+    name: str
+    level: int
+
+
+ClientClass = Literal["user", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTokenRequest:
+    """A token that starts no job, but says for a while who calls: a person, or a host of a platform."""
+
+    issuer: str
+    audience: str
+    subject: str
+    org_id: str
+    token_class: ClientClass
+    ttl_s: int
+    platform: Platform | None = None  # of a host
+
+
 class Minted(NamedTuple):
     """A token, fit to be handed to who asked, and what it says.
 
@@ -83,9 +118,15 @@ class Refusal(NamedTuple):
     sentence: str
 
 
-def issue(request: TriggerTokenRequest, store: Keystore, now_s: int, handle: str | None = None) -> Minted | Refusal:
+def issue(
+    request: TriggerTokenRequest | ClientTokenRequest, store: Keystore, now_s: int, handle: str | None = None
+) -> Minted | Refusal:
     """Mint with the key that signs now, and note how long that key is needed. Raises KeystoreError."""
-    minted = mint(request, store.signing_key(now_s), now_s, handle=handle)
+    signing_key = store.signing_key(now_s)
+    if isinstance(request, ClientTokenRequest):
+        minted = mint_client(request, signing_key, now_s)
+    else:
+        minted = mint(request, signing_key, now_s, handle=handle)
     if isinstance(minted, Minted):
         store.note_expiry(minted.claims.kid, minted.claims.exp)
     return minted
@@ -120,18 +161,8 @@ def mint(
     if request.bound_to is not None:
         born = {} if request.bound_to.birth_id is None else {"birth_id": request.bound_to.birth_id}
         grant["bound_to"] = {"object": request.bound_to.object, **born}
-    claims: dict[str, Any] = {
-        "iss": request.issuer,
-        "aud": request.audience,
-        "sub": request.subject,
-        "org_id": request.org_id,
-        "iat": now_s,
-        "nbf": now_s,
-        "exp": now_s + request.ttl_s,
-        "jti": jti if jti is not None else secrets.token_hex(JTI_BYTES),
-        "uses": request.uses,
-        "authorization_details": [grant],
-    }
+    claims = _registered(request, request.ttl_s, now_s, jti)
+    claims |= {"uses": request.uses, "authorization_details": [grant]}
     if request.idempotency_key is not None:
         claims["idempotency_key"] = request.idempotency_key
     if request.actors:
@@ -146,10 +177,47 @@ def mint(
         token = _sign(claims | {HASH_CLAIM: digest.hex()}, signing_key, GRANT_TYP)
         record = grant_key(digest), token.encode()
         grants.apply(*record, appended_at_ms=now_s * 1000)
-    # Whatever is still wrong with it (size, an odd number, a claim too long), the gate says in its own words.
+    return _taken(presented, request, signing_key, CLASSES, grants, record)
+
+
+def mint_client(
+    request: ClientTokenRequest, signing_key: SigningKey, now_s: int, jti: str | None = None
+) -> Minted | Refusal:
+    """Make the token of a user or a host. `now_s` and `jti` are arguments for tests."""
+    typ, cap_s, classes = _OF_CLIENTS[request.token_class]
+    if not 0 < request.ttl_s <= cap_s:
+        return Refusal("ttl_too_long", f"{request.ttl_s} s; a {request.token_class} token lives from 1 s to {cap_s} s")
+    claims = _registered(request, request.ttl_s, now_s, jti)
+    if request.platform is not None:
+        claims |= {"platform": request.platform.name, "level": request.platform.level}
+    return _taken(_sign(claims, signing_key, typ), request, signing_key, classes)
+
+
+_OF_CLIENTS: Final[dict[ClientClass, tuple[str, int, Classes]]] = {
+    "user": ("user+jwt", limits.USER_LIFETIME_MAX_S, USER_CLASSES),
+    "host": ("host+jwt", limits.HOST_LIFETIME_MAX_S, HOST_CLASSES),
+}
+
+
+def _registered(
+    request: TriggerTokenRequest | ClientTokenRequest, ttl_s: int, now_s: int, jti: str | None
+) -> dict[str, Any]:
+    """The claims that every class has (RFC 7519 section 4.1)."""
+    return {
+        "iss": request.issuer, "aud": request.audience, "sub": request.subject, "org_id": request.org_id,
+        "iat": now_s, "nbf": now_s, "exp": now_s + ttl_s,
+        "jti": jti if jti is not None else secrets.token_hex(JTI_BYTES),
+    }  # fmt: skip
+
+
+def _taken(
+    presented: str, request: TriggerTokenRequest | ClientTokenRequest, signing_key: SigningKey, classes: Classes,
+    grants: Grants = NO_GRANTS, record: tuple[bytes, bytes] | None = None,
+) -> Minted | Refusal:  # fmt: skip
+    """Whatever is still wrong with it (size, an odd number, a claim too long), the gate says in its own words."""
     key = _verification_key(signing_key)
     ring = {request.issuer: KeySet({key.kid: key}, frozenset((key.algorithm,)))}
-    match verify(presented, ring, request.audience, grants):
+    match verify(presented, ring, request.audience, grants, classes):
         case VerifiedToken(claims=verified, fingerprint=fingerprint):
             return Minted(presented, verified, fingerprint, record)
         case Rejected(code=code, detail=detail) as rejected:

@@ -159,9 +159,10 @@ HEADER_ROWS = [
     )],
     ("A5", {"kid": ABSENT}, "kid_missing"),
     *[("A15", {"typ": typ}, "token_type_invalid") for typ in (
-        ABSENT, "JWT", "jwt", "user+jwt", "host+jwt", "execution+jwt", "task+jwt", "logout+jwt", "at+jwt", "trigger+JWT",
-        "application/trigger+jwt", "", None, 1, ["trigger+jwt"],
+        ABSENT, "JWT", "jwt", "logout+jwt", "at+jwt", "trigger+JWT", "application/trigger+jwt", "", None, 1,
+        ["trigger+jwt"],
     )],
+    *[("M-01", {"typ": typ}, "wrong_client_class") for typ in ("user+jwt", "host+jwt", "execution+jwt", "task+jwt")],
 ]  # fmt: skip
 
 

@@ -326,4 +326,4 @@ def test_a_class_is_denied_for_one_job(world, name):
 @pytest.mark.parametrize("typ", ["user+jwt", "host+jwt", "execution+jwt", "task+jwt"])
 def test_a_class_never_works_in_anothers_place(world, typ):
     outcome = world.present_one(plain(world.ours.token(header={"typ": typ})))
-    assert (outcome.verdict, outcome.stage) == ("token_type_invalid", "verify")
+    assert (outcome.verdict, outcome.stage) == ("wrong_client_class", "verify")
