@@ -17,6 +17,7 @@ import msgspec
 import orjson
 
 from app.authority.identities import Identity, identity_from_record, identity_key, kind_of
+from app.authority.platforms import Platform, platform_from_record, platform_key
 from app.authority.roles import Role, role_from_record, role_key
 from app.gate import limits
 from app.gate.definitions import (
@@ -36,7 +37,7 @@ from app.stream.topics import Topic
 if TYPE_CHECKING:
     from app.config import Settings
 
-Kind = Literal["jobs", "trust", "identities", "roles", "rules"]
+Kind = Literal["jobs", "trust", "identities", "roles", "rules", "platforms"]
 
 FIRST_VERSION: Final = 1
 BIRTH_ID_BYTES: Final = 16
@@ -44,14 +45,16 @@ TRANSACTION_TIMEOUT_MS: Final = 10_000
 
 _RECORD: Final[dict[Kind, Any]] = {
     "jobs": JobRecord, "trust": TrustRule, "identities": Identity, "roles": Role, "rules": MappingRule,
+    "platforms": Platform,
 }  # fmt: skip
 _NAMED: Final[dict[Kind, str]] = dict.fromkeys(_RECORD, "name") | {"trust": "issuer"}
 _KEY: Final[dict[Kind, Callable[[str], bytes]]] = {
     "jobs": job_key, "trust": trust_key, "identities": identity_key, "roles": role_key, "rules": mapping_key,
+    "platforms": platform_key,
 }  # fmt: skip
 _JUDGE: Final[dict[Kind, Callable[[bytes, bytes], Any]]] = {
     "jobs": job_from_record, "trust": trust_from_record, "identities": identity_from_record, "roles": role_from_record,
-    "rules": mapping_from_record,
+    "rules": mapping_from_record, "platforms": platform_from_record,
 }  # fmt: skip
 # What no file says: its name does, writing does, or commands do, whose changes a file must not undo.
 _OF_COMMANDS: Final = ("disabled", "credentials")
@@ -182,7 +185,7 @@ def _members(kind: Kind, name: str, table: dict[str, Any], base: Path) -> dict[s
             return _trust_members(table, base)
         case "identities":
             return {**table, "kind": kind_of(name) or "service"}  # a name that is none is refused as such
-        case "roles" | "rules":
+        case "roles" | "rules" | "platforms":
             return table
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from app.authority.identities import Identity, identity_from_record, identity_key
+from app.authority.platforms import Platform, platform_from_record, platform_key
 from app.authority.records import Issued, IssueDenied
 from app.authority.roles import Role, role_from_record, role_key
 from app.gate import idempotency, records
@@ -45,8 +46,9 @@ DIGESTS = {
     "job.v1": "11d9c003c91627b3",
     "receipt.v1": "c214eea66178960e",
     "registry-deployment.v1": "38247db90672d495",
-    "registry-identity.v1": "ff9d65acca276f3f",
+    "registry-identity.v1": "7ccaf48383ee4fa4",
     "registry-job.v1": "9eff2c96bb7d01ee",
+    "registry-platform.v1": "af76b50fc8959fb4",
     "registry-role.v1": "a91f54cbccedfa6b",
     "registry-rule.v1": "dc0a0e3c14fcee4c",
     "registry-trust.v1": "3c1b4a2500c7fb75",
@@ -150,6 +152,7 @@ WRITTEN = {
     "registry-trust.v1": TrustRule,
     "registry-identity.v1": Identity,
     "registry-role.v1": Role,
+    "registry-platform.v1": Platform,
     "registry-rule.v1": MappingRule,
     "registry-deployment.v1": DeploymentRecord,
     "issued.v1": Issued,
@@ -187,6 +190,7 @@ def test_examples_of_definitions_and_revocations_are_taken_by_the_gate():
         ("registry-identity.v1", identity_from_record, identity_key),
         ("registry-role.v1", role_from_record, role_key),
         ("registry-rule.v1", mapping_from_record, mapping_key),
+        ("registry-platform.v1", platform_from_record, platform_key),
     ):
         (example,) = SCHEMAS[name]["examples"]
         assert not isinstance(made(named(example["name"]), json.dumps(example).encode()), str)

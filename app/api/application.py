@@ -15,7 +15,7 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.api import docs_page, keys, oauth, reading, tokens, triggers
+from app.api import bearers, docs_page, keys, oauth, reading, tokens, triggers
 from app.api import operations as described
 from app.api.document import document as openapi_document
 from app.api.forms import OAuthError
@@ -48,7 +48,15 @@ def public(service: Service) -> ASGIApp:
         return answer(page, headers={"Content-Security-Policy": docs_page.POLICY}, media="text/html; charset=utf-8")
 
     app = _application(
-        [jwks, openapi, docs, *triggers.routes(service), *reading.routes(service), *_of_authority(service)]
+        [
+            jwks,
+            openapi,
+            docs,
+            *triggers.routes(service),
+            *reading.routes(service),
+            *bearers.routes(service),
+            *_of_authority(service),
+        ]
     )
     made = openapi_document(app)
     document, page = orjson.dumps(made), docs_page.page(made)

@@ -6,14 +6,16 @@ from typing import Any, Literal
 
 import msgspec
 
+from app.authority.roles import TokenClass
 from app.gate.claims import Uses
 
 
 class TokenWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked for. There is no default lifetime: who asks says how long."""
 
-    jobs: list[str]
     lifetime_s: int
+    jobs: list[str] = []  # of a trigger token
+    token_class: TokenClass = "trigger"  # noqa: S105 - a class
     uses: Uses = "once"
     subject: str | None = None
     params: dict[str, Any] = {}

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from app.api.problems import Problem
+from app.authority.roles import CLASS_LIFETIME_MAX_S
 from app.gate.reasons import Rejected
 from app.gate.standing import World, bearer_of, check_honoured, emitter
-from app.gate.token import Claims, GrantWanted, KeyWanted, VerifiedToken, verify
+from app.gate.token import (
+    CLASSES,
+    HOST_CLASSES,
+    USER_CLASSES,
+    Claims,
+    Classes,
+    GrantWanted,
+    KeyWanted,
+    VerifiedToken,
+    verify,
+)
 from app.stream.tables import Tables
 
 
@@ -23,12 +34,26 @@ class Caller(NamedTuple):
         bearer = bearer_of(self.claims, world, world.memo)
         if bearer is None:
             return Rejected("issuer_untrusted")
-        return check_honoured(self.claims, bearer, now_ms or time.time_ns() // 1_000_000, world)
+        at_ms = now_ms or time.time_ns() // 1_000_000
+        return _over(self.claims, at_ms) or check_honoured(self.claims, bearer, at_ms, world)
 
 
-async def identify(tables: Tables, unverified_token: str) -> Caller:
+def _over(claims: Claims, now_ms: int) -> Rejected | None:
+    """Of users and hosts: the cap of the class, and no grace at the end, for the clock is our own."""
+    if claims.token_class not in _OF_CLIENTS:
+        return None
+    cap_s = CLASS_LIFETIME_MAX_S["user" if claims.token_class == "user" else "host"]  # noqa: S105 - a class
+    if claims.exp - claims.iat > cap_s:
+        return Rejected("ttl_too_long", f"{claims.exp - claims.iat} s; at most {cap_s} s")
+    return Rejected("token_expired") if now_ms >= claims.exp * 1000 else None
+
+
+_OF_CLIENTS: Final = frozenset((*USER_CLASSES.values(), *HOST_CLASSES.values()))
+
+
+async def identify(tables: Tables, unverified_token: str, classes: Classes = CLASSES) -> Caller:
     """Raises Problem with the reason a gate would give, or `not_ready`."""
-    verified = await verified_as(tables, unverified_token)
+    verified = await verified_as(tables, unverified_token, classes)
     caller = Caller(verified.claims, emitter(verified.claims))
     refused = caller.fault(tables.world)
     if refused is not None:
@@ -43,18 +68,18 @@ def require_fresh(tables: Tables) -> None:
         raise Problem("not_ready", complaint)
 
 
-async def verified_as(tables: Tables, unverified_token: str) -> VerifiedToken:
-    """The token, if its signature and the form of its claims hold. Raises Problem."""
+async def verified_as(tables: Tables, unverified_token: str, classes: Classes) -> VerifiedToken:
+    """The token, if it is of one of the classes, and its signature and the form of its claims hold. Raises Problem."""
     require_fresh(tables)
     shown_at_s, looked_for = time.monotonic(), set[KeyWanted | GrantWanted]()
-    found = _verify(tables, unverified_token)
+    found = _verify(tables, unverified_token, classes)
     # A handle's grant is looked for, and then the key it is signed with; each of them once.
     while (
         isinstance(found, KeyWanted | GrantWanted) and found not in looked_for and tables.may_fetch(found, shown_at_s)
     ):
         looked_for.add(found)
         await tables.fetch(found)
-        found = _verify(tables, unverified_token)
+        found = _verify(tables, unverified_token, classes)
     match found:
         case VerifiedToken():
             return found
@@ -70,6 +95,8 @@ async def verified_as(tables: Tables, unverified_token: str) -> VerifiedToken:
             raise Problem(found.code)  # a detail is for those whose token verified
 
 
-def _verify(tables: Tables, unverified_token: str) -> VerifiedToken | Rejected | KeyWanted | GrantWanted:
+def _verify(
+    tables: Tables, unverified_token: str, classes: Classes
+) -> VerifiedToken | Rejected | KeyWanted | GrantWanted:
     world = tables.world
-    return verify(unverified_token, world.ring, world.audience, world.grants)
+    return verify(unverified_token, world.ring, world.audience, world.grants, classes)

@@ -33,7 +33,8 @@ class Client(NamedTuple):
     """An identity and the credential that proved it."""
 
     identity: Identity
-    credential_id: str
+    credential_id: str  # or the jti of a user token
+    until_s: int | None = None  # that user token's exp; None: a credential of the identity's own
 
 
 class Presented(NamedTuple):

@@ -15,7 +15,10 @@ from app.gate.reasons import REASONS, Reason
 POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_SHOWN: Final = {"bearer": "Authorization: Bearer TOKEN", "client": "Authorization: Basic NAME:SECRET"}
+_SHOWN: Final = {
+    "bearer": "Authorization: Bearer TRIGGER_TOKEN", "user": "Authorization: Bearer USER_TOKEN",
+    "host": "Authorization: Bearer HOST_TOKEN", "client": "Authorization: Basic NAME:SECRET",
+}  # fmt: skip
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 code,pre{font:13px/1.45 ui-monospace,monospace;background:#f3f4f6;border-radius:4px;padding:.1em .3em}
@@ -52,8 +55,9 @@ def page(document: Mapping[str, Any]) -> bytes:
 def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2><b>{escape(method)}</b> <code>{escape(path)}</code></h2><p><b>{escape(operation['summary'])}.</b> "
     yield f"{escape(operation.get('description', ''))}</p>"
-    for scheme in (name for each in operation.get("security", ()) for name in each):
-        yield f"<p>Needs <code>{_SHOWN[scheme]}</code>.</p>"
+    schemes = [_SHOWN[name] for each in operation.get("security", ()) for name in each]
+    if schemes:
+        yield "<p>Needs " + " or ".join(f"<code>{each}</code>" for each in schemes) + ".</p>"
     rows = [(each["name"], each["in"], each.get("description", "")) for each in operation.get("parameters", ())]
     if rows:
         yield _table(("parameter", "in", ""), rows)

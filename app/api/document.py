@@ -39,6 +39,8 @@ def document(app: Litestar) -> dict[str, Any]:
             "schemas": _schemas(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a trigger token"},
+                "user": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a user token"},
+                "host": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a host's token"},
                 "client": {"type": "http", "scheme": "basic", "description": "an identity and its secret"},
             },
         },

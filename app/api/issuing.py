@@ -14,15 +14,17 @@ from aiokafka.errors import KafkaError
 from app.api.clients import Client
 from app.api.problems import Problem
 from app.authority.decide import Allowed, Denied, IssueRequest, may_issue, unauthenticated
+from app.authority.identities import Identity
 from app.authority.records import Issued, Record, issue_denied, issued
 from app.authority.rights import Rights
+from app.authority.roles import TokenClass
 from app.config import Settings
 from app.gate import limits
 from app.gate.claims import BoundTo, Parent, Uses
 from app.gate.records import UNREADABLE
 from app.gate.revocation import Selector, revocation_record
 from app.issuer.keystore import Keystore, KeystoreError
-from app.issuer.mint import Minted, TriggerTokenRequest, issue, new_handle
+from app.issuer.mint import ClientTokenRequest, Minted, TriggerTokenRequest, issue, new_handle
 from app.logs import Event, log
 from app.stream.cluster import Cluster
 from app.stream.connect import client_options
@@ -52,6 +54,7 @@ class Wanted(NamedTuple):
     parents: tuple[Parent, ...] = ()  # the tokens it is exchanged for, the last first
     reference: bool = False  # a handle is to stand for it
     bind_to: str | None = None  # the registry's key of an object: looked up once it may be issued
+    token_class: TokenClass = "trigger"  # noqa: S105 - a class
 
 
 def token_request(wanted: Wanted, request: IssueRequest, issuer: str, audience: str) -> TriggerTokenRequest:
@@ -151,11 +154,12 @@ class Issuing:
         """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys."""
         identity, issuer = client.identity, self._settings.issuer
         request = IssueRequest(
-            wanted.subject or identity.name, identity.org_id, wanted.lifetime_s, wanted.jobs, uses=wanted.uses
-        )
-        allowed = may_issue(identity, self.rights.roles, request)
+            wanted.subject or identity.name, identity.org_id, wanted.lifetime_s, wanted.jobs, wanted.token_class,
+            wanted.uses, None if client.until_s is None else client.until_s - int(time.time()),
+        )  # fmt: skip
+        allowed = may_issue(identity, self.rights.roles, request, self.rights.platforms)
         bound = self._bound(wanted) if isinstance(allowed, Allowed) else allowed
-        made = bound if isinstance(bound, Denied) else self._mint(bound, request)
+        made = bound if isinstance(bound, Denied) else self._mint(bound, request, identity)
         now_ms = time.time_ns() // 1_000_000
         if isinstance(made, Denied):
             denied = issue_denied(made, request, identity.name, issuer.issuer, VIA, now_ms, authenticated=True)
@@ -194,8 +198,16 @@ class Issuing:
         record = issue_denied(unauthenticated(), request, claimed, issuer, VIA, now_ms, authenticated=False)
         await self._write(self._topic, record)
 
-    def _mint(self, wanted: Wanted, request: IssueRequest) -> Minted | Denied:
-        asked = token_request(wanted, request, self._settings.issuer.issuer, self._settings.audience)
+    def _mint(self, wanted: Wanted, request: IssueRequest, identity: Identity) -> Minted | Denied:
+        issuer, audience = self._settings.issuer.issuer, self._settings.audience
+        asked: TriggerTokenRequest | ClientTokenRequest
+        if wanted.token_class == "trigger":  # noqa: S105 - a class
+            asked = token_request(wanted, request, issuer, audience)
+        else:
+            asked = ClientTokenRequest(
+                issuer, audience, request.subject, request.org_id, wanted.token_class, wanted.lifetime_s,
+                self.rights.platforms.get(identity.platform or ""),
+            )  # fmt: skip
         try:
             handle = new_handle() if wanted.reference else None
             made = issue(asked, self._store, int(time.time()), handle)

@@ -26,10 +26,11 @@ from app.api.requests import answer, headers_of
 from app.api.service import TOKEN, Service
 from app.authority.decide import Denied
 from app.authority.identities import CLIENT_ALGORITHMS
-from app.gate.claims import GRANT_TYPE, Claims, Uses, nested
+from app.gate.claims import GRANT_TYPE, Claims, HostClaims, Uses, nested
 from app.gate.quick import TRIGGER_ACTION
 from app.gate.standing import emitter
 from app.gate.strict_json import JSONRefused, loads_object
+from app.gate.token import CLASSES, EVERY_CLASS, USER_CLASSES, Classes
 from app.issuer.mint import Minted
 
 INTROSPECT, REVOKE = "/oauth/introspect", "/oauth/revoke"
@@ -70,7 +71,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     async def introspect(request: Request[Any, Any, Any]) -> ASGIResponse:
         _, form = await _client(service, request)
         token = required(form, "token")
-        caller = await _honoured(service, token)
+        caller = await _honoured(service, token, EVERY_CLASS)
         body: dict[str, Any] = (
             {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
         )
@@ -79,7 +80,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     @post(REVOKE, status_code=200, opt=described.operation(described.POST_REVOKE))
     async def revoke(request: Request[Any, Any, Any]) -> ASGIResponse:
         client, form = await _client(service, request)
-        caller = await _honoured(service, required(form, "token"))
+        caller = await _honoured(service, required(form, "token"), EVERY_CLASS)
         if caller is not None:  # one that is not honoured is as good as revoked (RFC 7009 section 2.2)
             claims, ours = caller.claims, service.settings.issuer.issuer
             record = issuing.of(claims.jti)
@@ -102,10 +103,10 @@ async def _client(service: Service, request: Request[Any, Any, Any]) -> tuple[Cl
     return await service.clients.authenticate(request, headers, form), form
 
 
-async def _honoured(service: Service, unverified_token: str) -> Caller | None:
+async def _honoured(service: Service, unverified_token: str, classes: Classes) -> Caller | None:
     """The token, if it would be honoured now. Raises Problem when that cannot be told."""
     try:
-        verified = await verified_as(service.tables, unverified_token)
+        verified = await verified_as(service.tables, unverified_token, classes)
     except Problem as problem:
         if problem.status == 503:
             raise
@@ -120,7 +121,7 @@ async def _honoured(service: Service, unverified_token: str) -> Caller | None:
 async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
     unverified_token = exchange.subject_token_of(form)
     asked = _wanted(form, _KNOWN | set(exchange.PARAMETERS))
-    caller = await _honoured(service, unverified_token)
+    caller = await _honoured(service, unverified_token, CLASSES)
     ours = service.settings.issuer.issuer
     if caller is None or caller.claims.iss != ours or caller.claims.org_id != client.identity.org_id:
         raise OAuthError("invalid_grant", "the token handed over is not honoured here, or not of this issuer")
@@ -199,13 +200,19 @@ def _issued(made: Minted) -> dict[str, Any]:
 
 
 def _told(claims: Claims, audience: str) -> dict[str, Any]:
-    act = nested(claims.actors)
-    return {
+    told = {
         "active": True, "iss": claims.iss, "sub": claims.sub, "aud": audience, "client_id": claims.sub,
         "token_type": "Bearer", "jti": claims.jti, "iat": claims.iat, "nbf": claims.nbf, "exp": claims.exp,
-        "scope": " ".join(JOB_SCOPE + job for job in claims.grant.jobs), "org_id": claims.org_id,
-        "class": claims.token_class, "uses": claims.uses, "authorization_details": details_of(claims),
-    } | ({} if act is None else {"act": act})  # fmt: skip
+        "org_id": claims.org_id, "class": claims.token_class,
+    }  # fmt: skip
+    if isinstance(claims, HostClaims):
+        return told | {"platform": claims.platform, "level": claims.level}
+    if claims.token_class in USER_CLASSES.values():
+        return told
+    act = nested(claims.actors)
+    scope = " ".join(JOB_SCOPE + job for job in claims.grant.jobs)
+    told |= {"scope": scope, "uses": claims.uses, "authorization_details": details_of(claims)}
+    return told if act is None else told | {"act": act}
 
 
 def _metadata(service: Service, request: Request[Any, Any, Any]) -> dict[str, Any]:

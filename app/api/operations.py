@@ -48,7 +48,11 @@ _STATUS: Final = {
     429: "too many failures; Retry-After says when",
     431: "headers too large", 500: "the deployment failed on this", 503: "not now; Retry-After says when",
 }  # fmt: skip
+# Which class of token is taken where: the names are those of the document's security schemes. Everything else there is
+# answered by `wrong_client_class`.
 _TOKEN: Final[list[dict[str, list[str]]]] = [{"bearer": []}]
+_USER: Final[list[dict[str, list[str]]]] = [{"user": []}]
+_HOST: Final[list[dict[str, list[str]]]] = [{"host": []}]
 _KEY: Final = _header(
     "Idempotency-Key", "the same key starts one job; the same as `idempotency_key` over Kafka", minLength=1,
     maxLength=limits.IDEMPOTENCY_KEY_MAX_BYTES,
@@ -100,7 +104,7 @@ GET_RECEIPT: Final[Operation] = {
     "tags": ["receipts"],
     "summary": "What became of a trigger of yours",
     "description": "As long as the triggers topic keeps the trigger: a day, unless ops set otherwise.",
-    "security": _TOKEN,
+    "security": [*_TOKEN, *_USER],
     "parameters": [
         {
             "name": "trigger_id",
@@ -120,7 +124,7 @@ GET_STREAM: Final[Operation] = {
     "summary": "Your receipts as they come (server-sent events)",
     "description": "Events `receipt`, whose data is a receipt; `gap` when Last-Event-ID lies too far back. "
     "It ends when the token is no longer honoured.",
-    "security": _TOKEN,
+    "security": [*_TOKEN, *_USER],
     "parameters": [_header("Last-Event-ID", "the id of the last event that was read: nothing after it is missed")],
     "responses": {
         "200": {"description": "a stream without end", **_content(EVENTS, {"type": "string"})},
@@ -216,8 +220,10 @@ GET_METADATA: Final[Operation] = {
 POST_TOKENS: Final[Operation] = {
     "operationId": "issueToken",
     "tags": ["authority"],
-    "summary": "Issue a trigger token, as far as the client's roles allow",
-    "security": _CLIENT,
+    "summary": "Issue a token, as far as the client's roles allow",
+    "description": "Classes user and host are for a credential of a user or host itself; a user token gets trigger "
+    "tokens that end no later than it does.",
+    "security": [*_CLIENT, *_USER],
     "parameters": [_header("Idempotency-Key", "goes into the token", minLength=1, maxLength=256)],
     "requestBody": {"required": True, **_content(JSON, _ref("TokenWanted"))},
     "responses": {"201": {"description": "the token, this once", **_content(JSON, {"type": "object"})},
@@ -227,7 +233,7 @@ GET_TOKENS: Final[Operation] = {
     "operationId": "tokens",
     "tags": ["authority"],
     "summary": "The client's tokens that may still be out, by fingerprint",
-    "security": _CLIENT,
+    "security": [*_CLIENT, *_USER],
     "parameters": [
         {"name": name, "in": "query", "schema": _TEXT, "description": f"only of this {name}"}
         for name in ("job", "subject", "class")
@@ -235,16 +241,36 @@ GET_TOKENS: Final[Operation] = {
     "responses": {"200": {"description": "newest first; `more` when some were left out", **_content(JSON, {
         "type": "object", "required": ["tokens", "more"],
         "properties": {"tokens": {"type": "array", "items": _ref("ListedToken")}, "more": {"type": "boolean"}},
-    })}, **_oauth_errors(400, 401, 429, 503)},
+    })}, **_oauth_errors(400, 401, 429, 503), **_refusals(403)},
 }  # fmt: skip
 POST_REVOCATIONS: Final[Operation] = {
     "operationId": "addRevocation",
     "tags": ["authority"],
     "summary": "Take back one token of the client's, or all that speak for it",
-    "security": _CLIENT,
+    "security": [*_CLIENT, *_USER],
     "requestBody": {"required": True, **_content(JSON, _ref("RevocationWanted"))},
     "responses": {"201": {"description": "gates honour it within a second", **_content(JSON, {"type": "object"})},
                   **_oauth_errors(400, 401, 429, 503), **_refusals(403, 415)},
+}  # fmt: skip
+_WHO: Final = {
+    "type": "object",
+    "required": ["identity", "kind", "issuer", "org_id", "roles", "token_class", "jti", "expires_at_s"],
+}
+GET_ME: Final[Operation] = {
+    "operationId": "me",
+    "tags": ["authority"],
+    "summary": "Whom a user token speaks for, and until when",
+    "security": _USER,
+    "responses": {"200": {"description": "the identity as it is now", **_content(JSON, _WHO)},
+                  **_refusals(400, 401, 403, 431, 500, 503)},
+}  # fmt: skip
+GET_HOST: Final[Operation] = {
+    "operationId": "host",
+    "tags": ["authority"],
+    "summary": "Whom a host's token speaks for, its platform and level, and until when",
+    "security": _HOST,
+    "responses": {"200": {"description": "the identity as it is now", **_content(JSON, _WHO)},
+                  **_refusals(400, 401, 403, 431, 500, 503)},
 }  # fmt: skip
 GET_DOCUMENT: Final[Operation] = {
     "operationId": "document",

@@ -37,6 +37,8 @@ FAULTS: Final = (
     Fault("search_exhausted", 503, "the receipt was not found in the time a request may take",
           "ask the operators, who have `tollgate receipts`"),
     Fault("event_id_malformed", 400, "Last-Event-ID is none that this stream has given", "leave it out to begin now"),
+    Fault("platform_unknown", 403, "the host's platform is not the one of its token, or not in the registry",
+          "get a token for the platform it is of now"),
     Fault("issue_denied", 403, "the client may not have this token issued", "the member denial names the reason"),
     Fault("revocation_denied", 403, "the token is not the client's, or not out", "ops: `tollgate token revoke`"),
     Fault("keys_unpublished", 404, "no public keys are published here", "ops: `tollgate keys generate`"),

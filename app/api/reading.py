@@ -25,10 +25,12 @@ from app.api.receipts import Subscription, emitter_of
 from app.api.requests import answer, bearer_token, headers_of, object_of
 from app.api.service import Service
 from app.gate.explain import Explanation
+from app.gate.token import CLASSES, USER_CLASSES
 from app.gate.trigger import AUTHORIZATION, Record
 from app.stream.inquiry import judged
 from app.telemetry import STREAMS
 
+READERS: Final = {**CLASSES, **USER_CLASSES}  # who emitted, and the person it emitted for
 TRIGGER_ID: Final = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,17})")
 KEEP_ALIVE_S: Final = 15.0
 CHECK_EVERY_S: Final = 1.0  # whether the token is still honoured, and the reader still there
@@ -44,7 +46,7 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
 
     @get("/v1/receipts/{trigger_id:str}", opt=described.operation(described.GET_RECEIPT))
     async def receipt(request: Request[Any, Any, Any]) -> ASGIResponse:
-        caller = await identify(service.tables, bearer_token(headers_of(request.scope)))
+        caller = await identify(service.tables, bearer_token(headers_of(request.scope)), READERS)
         trigger_id = str(request.path_params["trigger_id"])
         coordinates = TRIGGER_ID.fullmatch(trigger_id)
         if coordinates is None:
@@ -59,7 +61,7 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
     @get("/v1/receipts/stream", opt=described.operation(described.GET_STREAM))
     async def stream(request: Request[Any, Any, Any]) -> Stream:
         headers = headers_of(request.scope)
-        caller = await identify(service.tables, bearer_token(headers))
+        caller = await identify(service.tables, bearer_token(headers), READERS)
         starts = _positions_of(headers.get("last-event-id"), service.receipts.lanes)
         if service.stopping.is_set() or service.receipts.subscriptions >= service.settings.serve.streams_max:
             raise Problem("overloaded")

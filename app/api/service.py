@@ -30,6 +30,7 @@ class Service:
     def __init__(self, settings: Settings, found: Deployment, cluster: Cluster, tables: Tables, rights: Rights) -> None:
         prefix, serve = settings.kafka.prefix, settings.serve
         self.settings, self.cluster, self.tables = settings, cluster, tables
+        self.rights = rights
         self.keys = PublicKeys(settings.issuer.jwks_file)
         self.publisher = Publisher(settings)
         self.receipts = Receipts(cluster, Topic.RECEIPTS.named(prefix), found.lanes, settings.serve.receipts_kept)

@@ -1,7 +1,7 @@
 """Tokens and revocations for those who may have them: issue, list what is still out, take back.
 
-A client is authenticated as at the OAuth endpoints, by HTTP Basic. It sees and takes back its own tokens alone: those
-it asked for and those that speak for it.
+A client is authenticated as at the OAuth endpoints, by HTTP Basic; a person shows the user token of a login. Either
+sees and takes back its own tokens alone: those it asked for and those that speak for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
 from app.api import operations as described
+from app.api.bearers import client_of
 from app.api.bodies import ListedToken, RevocationWanted, TokenWanted
 from app.api.clients import Client
 from app.api.forms import NO_STORE
@@ -44,7 +45,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
             Wanted(
                 tuple(body.jobs), body.uses, body.lifetime_s, body.subject, body.params, body.params_sha256,
                 body.idempotency_key if header_key is None else header_key, reference=body.reference,
-                bind_to=body.bound_to,
+                bind_to=body.bound_to, token_class=body.token_class,
             ),
         )  # fmt: skip
         if isinstance(made, Denied):
@@ -52,13 +53,14 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         claims = made.claims
         told = {
             "token": made.token, "token_fingerprint": made.fingerprint, "jti": claims.jti, "subject": claims.sub,
-            "jobs": list(claims.grant.jobs), "uses": claims.uses, "expires_at_s": claims.exp,
+            "token_class": claims.token_class, "jobs": list(claims.grant.jobs),
+            "uses": claims.uses if claims.grant.jobs else None, "expires_at_s": claims.exp,
         }  # fmt: skip
         return answer(orjson.dumps(told), 201, NO_STORE)
 
     @get(TOKENS, opt=described.operation(described.GET_TOKENS))
     async def live(request: Request[Any, Any, Any]) -> ASGIResponse:
-        client = await service.clients.authenticate(request, headers_of(request.scope), {})
+        client = await client_of(service, request, headers_of(request.scope))
         job, subject = request.query_params.get("job"), request.query_params.get("subject")
         token_class = request.query_params.get("class")
         objects = service.tables.world.objects
@@ -79,7 +81,11 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         name = client.identity.name
         record = issuing.of(body.value) if body.selector == "jti" else None
         own = body.value == name if record is None else name in (record.identity, record.subject)
-        if not own or (body.selector == "jti" and record is None):
+        if client.until_s is not None and body.selector == "jti" and body.value == client.credential_id:
+            own = True  # the very token it is asked with: a login ends itself, wherever its record has got to
+        elif body.selector == "jti" and record is None:
+            own = False
+        if not own:
             raise Problem("revocation_denied")
         told = await issuing.revoke(body.selector, body.value, name, body.reason)
         return answer(orjson.dumps(told), 201)
@@ -90,7 +96,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
 async def _asked(service: Service, request: Request[Any, Any, Any], kind: Any) -> tuple[Client, Any]:
     """The client, and the body as one of our types; a member that is unknown or of another type is refused."""
     headers = headers_of(request.scope)
-    client = await service.clients.authenticate(request, headers, {})
+    client = await client_of(service, request, headers)
     members = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
     try:
         return client, msgspec.convert(members, kind)

@@ -3,14 +3,15 @@
 Pure: no I/O, no clock, no randomness. What it says of a request does not depend on who asks how.
 
   1 the identity   enabled, of the organisation asked for
-  2 the request    a class that suits the identity's kind, jobs by name, a lifetime within the class's cap
+  2 the request    a class that suits the identity's kind, jobs by name, a lifetime within the class's cap and within
+                   that of the user token, if it is asked with one
   3 deny           no role of the identity denies it
   4 allow          for each job there is a role's entry with its class, use, subject and lifetime
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -44,6 +45,17 @@ DENIALS: Final[tuple[Denial, ...]] = (
         "tokens of that class are not for identities of this kind",
         "user tokens are for users, host tokens for hosts; everyone may ask for trigger tokens",
     ),
+    Denial(
+        "credential_needed",
+        "a token of a login gets trigger tokens only: it begets none of its own kind",
+        "ask with the identity's own credential: `tollgate login` again",
+    ),
+    Denial(
+        "outlives_login",
+        "the token asked for would outlive the user token that it is asked with",
+        "ask for a shorter lifetime, or `tollgate login` again",
+    ),
+    Denial("platform_unknown", "the host is of no platform that the registry has", "ops: `tollgate policy apply`"),
     Denial("job_name_malformed", "no job can have that name", "name the job as `tollgate jobs list` does"),
     Denial(
         "role_unknown",
@@ -72,6 +84,7 @@ class IssueRequest(msgspec.Struct, frozen=True):
     jobs: tuple[str, ...] = ()
     token_class: TokenClass = "trigger"  # noqa: S105 - a class
     uses: Uses = "once"
+    left_s: int | None = None  # of the user token that it is asked with; None: with a credential
 
 
 class Allowed(msgspec.Struct, frozen=True):
@@ -105,7 +118,9 @@ def unauthenticated() -> Denied:
     return Denied("client_unauthenticated", _BY_CODE["client_unauthenticated"].meaning)
 
 
-def may_issue(identity: Identity, roles: Mapping[str, Role], request: IssueRequest) -> Allowed | Denied:
+def may_issue(
+    identity: Identity, roles: Mapping[str, Role], request: IssueRequest, platforms: Collection[str] = ()
+) -> Allowed | Denied:
     """Whether an identity, whose credential was verified, may have this token."""
     # 1 the identity
     if identity.disabled:
@@ -113,7 +128,7 @@ def may_issue(identity: Identity, roles: Mapping[str, Role], request: IssueReque
     if request.org_id != identity.org_id:
         return Denied("org_not_granted", f"{identity.name} belongs to {identity.org_id}")
     # 2 the request
-    unfit = _unfit(identity, request)
+    unfit = _unfit(identity, request, platforms)
     if unfit is not None:
         return unfit
     # 3 deny
@@ -135,7 +150,7 @@ def may_issue(identity: Identity, roles: Mapping[str, Role], request: IssueReque
     return Allowed(identity.name, tuple(dict.fromkeys(allowing)))
 
 
-def _unfit(identity: Identity, request: IssueRequest) -> Denied | None:
+def _unfit(identity: Identity, request: IssueRequest, platforms: Collection[str]) -> Denied | None:
     """Whether nobody of this kind could have such a token, whatever their roles."""
     kind = _KIND_FOR.get(request.token_class, identity.kind)
     if kind != identity.kind:
@@ -145,12 +160,14 @@ def _unfit(identity: Identity, request: IssueRequest) -> Denied | None:
             return Denied("scope_too_broad", "a token without a job would be one for any job: name it")
         if request.uses == "once" and len(request.jobs) > 1:
             return Denied("scope_too_broad", "a one-shot token grants exactly one job")
-    elif request.jobs:
-        return Denied("class_unfit", f"{request.token_class} tokens start no jobs, so they name none")
-    for job in request.jobs:
-        fault = job_name_fault(job)
+    else:
+        fault = _unfit_client(identity, request, platforms)
         if fault is not None:
-            return Denied("scope_too_broad" if "*" in job else "job_name_malformed", fault)
+            return fault
+    for job in request.jobs:
+        malformed = job_name_fault(job)
+        if malformed is not None:
+            return Denied("scope_too_broad" if "*" in job else "job_name_malformed", malformed)
     lifetime_s = request.lifetime_s
     if lifetime_s is None:
         return Denied("ttl_missing", "a token needs a lifetime")
@@ -161,6 +178,21 @@ def _unfit(identity: Identity, request: IssueRequest) -> Denied | None:
         return Denied("ttl_too_long", f"{lifetime_s} s; at most {cap_s} s")
     if lifetime_s <= 0:
         return Denied("expiry_malformed", "the lifetime must be at least one second")
+    if request.left_s is not None and lifetime_s > request.left_s:
+        return Denied("outlives_login", f"{lifetime_s} s; the login lasts {request.left_s} s more")
+    return None
+
+
+def _unfit_client(identity: Identity, request: IssueRequest, platforms: Collection[str]) -> Denied | None:
+    """The same of a token that says who calls: nobody has one that says somebody else."""
+    if request.jobs:
+        return Denied("class_unfit", f"{request.token_class} tokens start no jobs, so they name none")
+    if request.subject != identity.name:
+        return Denied("class_unfit", f"a {request.token_class} token is for {identity.name} itself alone")
+    if request.left_s is not None:
+        return Denied("credential_needed", f"a login gets no {request.token_class} token")
+    if request.token_class == "host" and identity.platform not in platforms:  # noqa: S105 - a class
+        return Denied("platform_unknown", f"{identity.name} is of {identity.platform or 'no platform'}")
     return None
 
 

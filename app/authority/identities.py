@@ -88,6 +88,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disabled: bool = False
     credentials: Annotated[tuple[Credential, ...], Meta(max_length=CREDENTIALS_MAX)] = ()
     birth_id: BirthId | None = None
+    platform: Name | None = None  # that a host is of
 
     def credentials_at(self, now_s: int) -> tuple[Credential, ...]:
         """Those that are valid now: during the overlap of a rotation, the old and the new."""
@@ -202,6 +203,8 @@ def identity_from_record(key: bytes, value: bytes) -> Identity | str:
         return f"kind: {identity.name} is a {kind}, as its name says"
     if not (identity.issuer.isprintable() and identity.org_id.isprintable()):
         return "issuer and org_id hold no control characters"
+    if identity.platform is not None and kind != "host":
+        return f"platform: only hosts are of one, and {identity.name} is a {kind}"
     ids = [each.id for each in identity.credentials]
     if len(set(ids)) != len(ids):
         return "credentials: an id stands twice"

@@ -70,10 +70,11 @@ def issued(
     via: Via,
     now_ms: int,
 ) -> Record:
-    """Key and value of the record of a trigger token that was issued."""
+    """Key and value of the record of a token that was issued."""
     record = Issued(
         now_ms, identity.name, credential_id, roles, via, claims.iss, claims.sub, claims.org_id, claims.token_class,
-        claims.uses, claims.jti, claims.kid, fingerprint, claims.grant.jobs, claims.exp, actors=claims.actors,
+        claims.uses if claims.token_class == "trigger" else None,  # noqa: S105 - a class
+        claims.jti, claims.kid, fingerprint, claims.grant.jobs, claims.exp, actors=claims.actors,
         parents=claims.parents, bound_to=claims.grant.bound_to,
     )  # fmt: skip
     return record.jti.encode(), msgspec.json.encode(record)

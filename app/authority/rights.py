@@ -1,6 +1,8 @@
-"""Identities and roles as the registry has them, for whoever issues tokens. Pure: records go in, one table stands.
+"""Identities, roles and platforms as the registry has them, for whoever issues tokens.
 
-What cannot be read grants nothing: an unreadable identity is unknown, an unreadable role is one that is not there.
+Pure: records go in, one table stands.
+
+What cannot be read grants nothing: an unreadable identity is unknown, an unreadable role or platform is not there.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Mapping
 
 from app.authority.decide import Denied, unauthenticated
 from app.authority.identities import ClientSecret, Identity, check_secret, identity_from_record
+from app.authority.platforms import Platform, platform_from_record
 from app.authority.roles import Role, role_from_record
 
 
@@ -18,6 +21,7 @@ class Rights:
     def __init__(self) -> None:
         self.identities: dict[str, Identity] = {}
         self.roles: dict[str, Role] = {}
+        self.platforms: dict[str, Platform] = {}
 
     @classmethod
     def of(cls, registry: Mapping[bytes, bytes]) -> Rights:
@@ -44,6 +48,13 @@ class Rights:
                 return role
             if role is not None:
                 self.roles[name] = role
+        elif kind == "platform":
+            self.platforms.pop(name, None)
+            platform = platform_from_record(key, value) if value is not None else None
+            if isinstance(platform, str):
+                return platform
+            if platform is not None:
+                self.platforms[name] = platform
         return None
 
     def known(self, name: str, issuer: str) -> Identity | None:

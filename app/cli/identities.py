@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = common.new_app(help="Who may ask for tokens: services, tasks, users and hosts.")
 
-COLUMNS: Final = ("name", "kind", "org_id", "roles", "disabled", "credentials", "version", "error")
+COLUMNS: Final = ("name", "kind", "org_id", "roles", "platform", "disabled", "credentials", "version", "error")
 OVERLAP_DEFAULT: Final = "1d"
 OVERLAP_MAX_S: Final = 90 * 86_400
 
@@ -38,8 +38,8 @@ def apply(
     bootstrap: Bootstrap = None,
     prefix: Prefix = None,
 ) -> None:
-    """Write the identities of FILE into the registry: roles, and org_id and issuer (default ours). svc:, task:, u: and
-    host: before a name say its kind.
+    """Write the identities of FILE into the registry: roles, org_id and issuer (default ours), of a host its platform.
+    svc:, task:, u: and host: before a name say its kind.
 
     Credentials are not in files: `identities rotate` makes the first and the next. What a file leaves out stays.
 

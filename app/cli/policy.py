@@ -1,4 +1,4 @@
-"""`tollgate policy`: what roles may issue, and what is mapped to tokens that are out."""
+"""`tollgate policy`: what roles may issue, what is mapped to tokens that are out, and the levels of platforms."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ app = common.new_app(help="What roles may issue, and rules over tokens that are 
 
 COLUMNS: Final = (
     "kind", "name", "version", "allow", "deny", "effect", "issuers", "jtis", "identities", "classes", "hosts", "jobs",
-    "reason", "error",
+    "reason", "level", "error",
 )  # fmt: skip
-KINDS: Final[tuple[Kind, ...]] = ("roles", "rules")
+KINDS: Final[tuple[Kind, ...]] = ("roles", "rules", "platforms")
 
 
 @app.command()
 def apply(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="TOML with tables roles.NAME and rules.NAME", show_default=False)
+        Path, typer.Argument(metavar="FILE", help="TOML: roles.NAME, rules.NAME, platforms.NAME", show_default=False)
     ],
     dry_run: trust.DryRun = False,
     output: Output = None,
     bootstrap: Bootstrap = None,
     prefix: Prefix = None,
 ) -> None:
-    """Write the roles and mapping rules of FILE into the registry; issuers and gates obey within a second.
+    """Write the roles, mapping rules and platforms of FILE into the registry; issuers and gates obey within a second.
 
     A role says what its identities may issue: allow and deny, by jobs, classes, uses, subjects and max_lifetime_s. A
     rule says what tokens that are out may start: effect deny or allow, by issuers, jtis, identities, classes, hosts and
-    jobs; who is fitted by an allow rule may start only what one of them names. Deny wins, always.
+    jobs; who is fitted by an allow rule may start only what one of them names. Deny wins, always. A platform has a
+    level of security from 1 to 9, which stands in the tokens of its hosts.
 
     Example: tollgate policy apply policy.toml --dry-run
     """
@@ -45,7 +46,7 @@ def apply(
 
 @app.command()
 def show(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = None) -> None:
-    """The roles and mapping rules in the registry; one that cannot be read is shown with its error.
+    """The roles, mapping rules and platforms in the registry; one that cannot be read is shown with its error.
 
     Example: tollgate policy show -o json
     """
@@ -55,12 +56,14 @@ def show(output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = No
 @app.command()
 def remove(
     name: Annotated[
-        str, typer.Argument(metavar="roles.NAME|rules.NAME", help="as FILE names its table", show_default=False)
+        str,
+        typer.Argument(metavar="KIND.NAME", help="roles.NAME, rules.NAME or platforms.NAME", show_default=False),
     ],
     bootstrap: Bootstrap = None,
     prefix: Prefix = None,
 ) -> None:
-    """Take a role or a mapping rule out of the registry. Who has a role that is not there gets no token.
+    """Take a role, a mapping rule or a platform out of the registry. Who has a role that is not there gets no token,
+    nor does a host whose platform is not.
 
     Example: tollgate policy remove rules.freeze
     """
@@ -69,7 +72,7 @@ def remove(
     table, _, of = name.partition(".")
     kind: Kind | None = next((each for each in KINDS if each == table), None)
     if kind is None or not of:
-        common.fail(f"{name}: write roles.NAME or rules.NAME", common.USAGE)
+        common.fail(f"{name}: write {' or '.join(f'{each}.NAME' for each in KINDS)}", common.USAGE)
     if not common.run(registry.remove(common.settings_of(bootstrap, prefix), kind, of)):
         common.fail(f"the registry has no {name}", common.NOTHING_MATCHED)
     common.say(f"{name} is removed")

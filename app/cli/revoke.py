@@ -73,7 +73,7 @@ def revoke(
 
     Example: tollgate token revoke --subject-prefix service:ci- --since 2h
     """
-    from app.gate.token import CLASSES
+    from app.gate.token import EVERY_CLASS
 
     settings = common.settings_of(bootstrap, prefix, issuer__issuer=issuer)
     named: dict[Selector, str | None] = {
@@ -90,8 +90,8 @@ def revoke(
         )
     if any(not text for _, text in chosen):
         common.fail("what is to be revoked is empty", common.USAGE)
-    if token_class is not None and token_class not in CLASSES.values():
-        common.fail(f"--class is one of {', '.join(sorted(CLASSES.values()))}", common.USAGE)
+    if token_class is not None and token_class not in EVERY_CLASS.values():
+        common.fail(f"--class is one of {', '.join(sorted(EVERY_CLASS.values()))}", common.USAGE)
     if since is not None and (jti is not None or kid is not None or issuer_all or by_token):
         common.fail("--since has no meaning here: a token, a key or an issuer is revoked whole", common.USAGE)
     iss = settings.issuer.issuer

@@ -44,6 +44,7 @@ DEDUP_WINDOW_DEFAULT_S: Final = 24 * 3600
 JOB_TIMEOUT_DEFAULT_S: Final = 300
 USER_LIFETIME_MAX_S: Final = 24 * 3600
 HOST_LIFETIME_MAX_S: Final = 90 * 24 * 3600
+EXECUTION_LIFETIME_MAX_S: Final = 24 * 3600
 LIFETIME_MAX_S: Final = {"once": ONE_SHOT_LIFETIME_MAX_S, "many": WEBHOOK_LIFETIME_MAX_S}  # by a token's uses
 NUMERIC_DATE_MAX_S: Final = 10**11  # beyond the year 5000 nothing is a date
 

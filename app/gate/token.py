@@ -71,6 +71,7 @@ Classes = Mapping[str, str]  # typ → the class of token: those that are taken 
 CLASSES: Final[Classes] = {"trigger+jwt": "trigger"}  # what starts jobs
 USER_CLASSES: Final[Classes] = {"user+jwt": "user"}
 HOST_CLASSES: Final[Classes] = {"host+jwt": "host"}
+EVERY_CLASS: Final[Classes] = {**CLASSES, **USER_CLASSES, **HOST_CLASSES}
 _TYPS: Final = frozenset(("trigger+jwt", "user+jwt", "host+jwt", "execution+jwt", "task+jwt"))  # each has its place
 _CLASSES_OF_GRANTS: Final = {GRANT_TYP: "trigger"}  # likewise of what a handle stands for
 _ALGORITHMS: Final = frozenset((ES256, EDDSA, HS256))

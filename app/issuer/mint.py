@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import jwt
 
+from app.authority.platforms import Platform
 from app.gate import base64url, limits
 from app.gate.claims import GRANT_TYPE, PARENTS_CLAIM, BoundTo, Parent, nested
 from app.gate.keyset import (
@@ -74,13 +75,6 @@ class TriggerTokenRequest:
     actors: tuple[str, ...] = ()  # who acts for the subject, the last first (RFC 8693 section 4.1)
     bound_to: BoundTo | None = None
     parents: tuple[Parent, ...] = ()  # the tokens it is exchanged for, the last first
-
-
-class Platform(NamedTuple):
-    """What hosts are of: its name, and the level of its security."""
-
-    name: str
-    level: int
 
 
 ClientClass = Literal["user", "host"]

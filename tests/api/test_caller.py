@@ -12,10 +12,12 @@ import pytest
 from app.api.caller import identify
 from app.api.problems import Problem
 from app.gate.decide import Memo
+from app.gate.policy import TrustRule
 from app.gate.reference import HASH_CLAIM, grant_key, handle_digest
+from app.gate.token import CLASSES, HOST_CLASSES, USER_CLASSES, Classes
 from app.stream.tables import Tables
 from tests.support.pure_world import WORLD
-from tests.support.tokens import CLAIMS, RING, token
+from tests.support.tokens import CLAIMS, ISS, RING, token
 
 HANDLE = "ref:" + "A" * 43
 BOUND = {"object": "job/reports/nightly", "birth_id": "one"}
@@ -27,13 +29,15 @@ def live(**more: Any) -> dict[str, Any]:
     return {"iat": now_s, "nbf": now_s, "exp": now_s + 300, **more}
 
 
-def tables(grant: str | None = None, objects: dict[str, str] | None = None) -> Tables:
+def tables(
+    grant: str | None = None, objects: dict[str, str] | None = None, rule: TrustRule = WORLD.rules[ISS]
+) -> Tables:
     """Of a door that has just read them whole, with the grant of the handle."""
     keys = SimpleNamespace(version=1, ring=RING)
     world = msgspec.structs.replace(WORLD, memo=Memo())
     made = Tables(None, ("registry", 0), ("revocations", 0), ("grants", 0), keys, world, 1.0)  # type: ignore[arg-type]
     made._task = SimpleNamespace(done=lambda: False)  # type: ignore[assignment]
-    made._jobs, made._rules, made._objects = dict(WORLD.jobs), dict(WORLD.rules), objects or {}
+    made._jobs, made._rules, made._objects = dict(WORLD.jobs), {ISS: rule}, objects or {}
     made._grants_as_of_s = float("inf")
     if grant is not None:
         made._grants.apply(grant_key(handle_digest(HANDLE)), grant.encode(), int(time.time() * 1000))
@@ -45,9 +49,9 @@ def granted() -> str:
     return token({"typ": "grant+jwt"}, live(**{HASH_CLAIM: handle_digest(HANDLE).hex()}))
 
 
-async def told(made: Tables, presented: str) -> str:
+async def told(made: Tables, presented: str, place: Classes = CLASSES) -> str:
     with pytest.raises(Problem) as raised:
-        await identify(made, presented)
+        await identify(made, presented, place)
     return raised.value.code
 
 
@@ -76,3 +80,40 @@ async def test_who_acts_for_the_bearer_of_a_handle_stands_in_what_was_signed() -
     presented = token(claims=live(act={"sub": "svc:c"}))
     assert (await identify(made, HANDLE)).claims.actors == ("svc:b",)
     assert (await identify(made, presented)).claims.actors == ("svc:c",)
+
+
+# ── classes ──
+
+
+def of(typ: str, **claims: Any) -> str:
+    return token({"typ": typ}, live(sub="service:ann", platform="hpc", level=1, **claims))
+
+
+@pytest.mark.parametrize("typ", ["trigger+jwt", "user+jwt", "host+jwt"])
+@pytest.mark.parametrize("place", [CLASSES, USER_CLASSES, HOST_CLASSES], ids=lambda place: next(iter(place.values())))
+async def test_a_caller_is_of_the_class_that_belongs_there(typ: str, place: Classes) -> None:
+    rule = msgspec.structs.replace(WORLD.rules[ISS], classes=("trigger", "user", "host"))
+    made = tables(rule=rule)
+    if typ in place:
+        assert (await identify(made, of(typ), place)).claims.token_class == place[typ]
+    else:
+        assert await told(made, of(typ), place) == "wrong_client_class"
+        assert await told(made, of(typ, exp=1), place) == "wrong_client_class", "whatever else is wrong with it"
+    assert await told(made, of("at+jwt"), place) == "token_type_invalid"
+
+
+async def test_a_user_is_nobody_where_the_trust_rule_says_nothing_of_users() -> None:
+    assert await told(tables(), of("user+jwt"), USER_CLASSES) == "class_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [({"exp": -1}, "token_expired"), ({"iat": -100_000, "nbf": -100_000}, "ttl_too_long"), ({"exp": 0}, "token_expired"),
+     ({"iat": 61, "nbf": 61}, "token_not_yet_valid")],
+)  # fmt: skip
+async def test_a_users_time_is_a_day_at_most_and_has_no_grace_at_its_end(claims: dict[str, int], expected: str) -> None:
+    rule = msgspec.structs.replace(WORLD.rules[ISS], classes=("user",), max_lifetime_s=7 * 86_400)
+    now_s = int(time.time())
+    changed = {name: now_s + by for name, by in ({"iat": -300, "nbf": -300, "exp": 300} | claims).items()}
+    presented = token({"typ": "user+jwt"}, changed | {"sub": "service:ann"})
+    assert await told(tables(rule=rule), presented, USER_CLASSES) == expected

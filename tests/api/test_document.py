@@ -17,7 +17,7 @@ ROUTES = {
     ("get", "/v1/receipts/stream"), ("post", "/v1/explain"), ("get", "/.well-known/jwks.json"),
     ("get", "/openapi.json"), ("get", "/docs"), ("post", "/oauth/token"), ("post", "/oauth/introspect"),
     ("post", "/oauth/revoke"), ("get", "/.well-known/oauth-authorization-server"), ("post", "/v1/tokens"),
-    ("get", "/v1/tokens"), ("post", "/v1/revocations"),
+    ("get", "/v1/tokens"), ("post", "/v1/revocations"), ("get", "/v1/me"), ("get", "/v1/host"),
 }  # fmt: skip
 
 

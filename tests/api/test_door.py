@@ -56,6 +56,11 @@ def test_a_trigger_without_a_token_is_refused_before_its_body_is_read(door: Clos
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("typ", ["user+jwt", "host+jwt", "execution+jwt", "task+jwt"])
+def test_a_token_that_says_it_is_of_another_class_never_gets_to_kafka(client: httpx.Client, typ: str) -> None:
+    assert post(client, authorization=f"Bearer {token({'typ': typ})}") == (403, "wrong_client_class")
+
+
 @pytest.mark.parametrize("value", ["Basic YTpi", "Bearer", "Bearer  a  b", "Bearer a b", "token"])
 def test_an_authorization_that_is_no_bearer_token_is_refused(client: httpx.Client, value: str) -> None:
     assert post(client, authorization=value) == (401, "authorization_malformed")

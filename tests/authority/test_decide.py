@@ -14,7 +14,8 @@ from app.gate.reasons import BY_CODE
 
 CI = Identity("svc:ci", 1, "service", "https://issuer.example", "acme", ("deployer",))
 ANN = Identity("u:ann", 1, "user", "https://issuer.example", "acme", ("deployer",))
-HOST = Identity("host:hpc-a", 1, "host", "https://issuer.example", "acme", ("deployer",))
+HOST = Identity("host:hpc-a", 1, "host", "https://issuer.example", "acme", ("deployer",), platform="hpc")
+PLATFORMS = {"hpc": 1}
 DEPLOYER = Role("deployer", 1, (Allow(("deploy-*",), max_lifetime_s=3_600),))
 REQUEST = IssueRequest("svc:ci", "acme", 300, ("deploy-staging",))
 
@@ -156,10 +157,16 @@ def test_a_class_is_for_its_own_kind_of_identity(identity, token_class, expected
     held = with_({"classes": ("trigger", "user", "host")})
     jobs = REQUEST.jobs if token_class == "trigger" else ()
     asked = ask(subject=identity.name, token_class=token_class, jobs=jobs)
-    assert code(may_issue(identity, held, asked)) == expected
+
+    def told(request, roles=held):
+        return code(may_issue(identity, roles, request, PLATFORMS))
+
+    assert told(asked) == expected
     if token_class != "trigger" and expected == "allowed":
-        assert code(may_issue(identity, with_(), asked)) == "class_not_granted"
-        assert code(may_issue(identity, held, msgspec.structs.replace(asked, jobs=REQUEST.jobs))) == "class_unfit"
+        assert told(asked, with_()) == "class_not_granted"
+        assert told(msgspec.structs.replace(asked, jobs=REQUEST.jobs)) == "class_unfit"
+        assert told(msgspec.structs.replace(asked, subject="u:bob")) == "class_unfit", "nobody is somebody else"
+        assert told(msgspec.structs.replace(asked, left_s=86_400)) == "credential_needed", "a login begets no login"
 
 
 def test_a_user_token_lives_a_day_at_most():
@@ -167,6 +174,22 @@ def test_a_user_token_lives_a_day_at_most():
     asked = ask(subject="u:ann", token_class="user", jobs=(), lifetime_s=86_400)
     assert code(may_issue(ANN, held, asked)) == "allowed"
     assert code(may_issue(ANN, held, msgspec.structs.replace(asked, lifetime_s=86_401))) == "ttl_too_long"
+
+
+@pytest.mark.parametrize("platform", [None, "cloud"])
+def test_a_host_gets_its_token_on_a_platform_that_is_there(platform):
+    held = with_({"classes": ("host",)})
+    asked = ask(subject=HOST.name, token_class="host", jobs=())
+    lost = msgspec.structs.replace(HOST, platform=platform)
+    assert code(may_issue(HOST, held, asked, PLATFORMS)) == "allowed"
+    assert code(may_issue(lost, held, asked, PLATFORMS)) == "platform_unknown"
+    assert code(may_issue(HOST, held, asked)) == "platform_unknown"
+
+
+def test_what_is_asked_for_with_a_login_ends_no_later_than_it():
+    held = with_({"max_lifetime_s": 86_400})
+    for left_s, expected in ((299, "outlives_login"), (0, "outlives_login"), (300, "allowed"), (None, "allowed")):
+        assert code(may_issue(ANN, held, ask(subject="u:ann", left_s=left_s))) == expected
 
 
 def test_every_denial_can_be_told():

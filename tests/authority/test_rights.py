@@ -8,6 +8,7 @@ import pytest
 
 from app.authority.decide import Denied, IssueRequest, unauthenticated
 from app.authority.identities import identity_key
+from app.authority.platforms import Platform, platform_key
 from app.authority.records import UNSHOWN, issue_denied, issued
 from app.authority.rights import Rights
 from app.authority.roles import role_key
@@ -41,6 +42,18 @@ def test_what_cannot_be_read_grants_nothing_and_has_displaced_what_was_there():
     assert "unknown member" in made.apply(role_key("deployer"), b'{"name":"deployer","version":2,"when":"now"}')
     assert "not JSON" in made.apply(identity_key("svc:ci"), b"\xff")
     assert (made.identities, made.roles) == ({}, {})
+
+
+def test_a_platform_is_there_as_long_as_its_record_can_be_read():
+    made, hpc = Rights(), Platform("hpc-a", 1, 2)
+    assert made.apply(platform_key("hpc-a"), msgspec.json.encode(hpc)) is None
+    assert made.platforms == {"hpc-a": hpc}
+    assert "level" in made.apply(platform_key("hpc-a"), b'{"name":"hpc-a","version":2,"level":0}')
+    assert made.platforms == {}
+    made.apply(platform_key("hpc-a"), msgspec.json.encode(hpc))
+    assert "its own key" in made.apply(platform_key("hpc-b"), msgspec.json.encode(hpc))
+    assert made.apply(platform_key("hpc-a"), None) is None
+    assert made.platforms == {}
 
 
 def test_an_identity_is_proved_by_its_secret_to_the_issuer_it_belongs_to():

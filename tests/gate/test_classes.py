@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from app.authority.platforms import Platform
 from app.gate.claims import NO_GRANT, HostClaims
 from app.gate.reasons import BY_CODE, Rejected
 from app.gate.token import CLASSES, HOST_CLASSES, USER_CLASSES, VerifiedToken, claims_another_class, verify
 from app.issuer.keystore import SigningKey
-from app.issuer.mint import ClientTokenRequest, Minted, Platform, Refusal, TriggerTokenRequest, mint, mint_client
+from app.issuer.mint import ClientTokenRequest, Minted, Refusal, TriggerTokenRequest, mint, mint_client
 from tests.support.tokens import ABSENT, AUD, CLAIMS, ISS, NOW_S, PRIVATE, RING, signed, token, with_changes
 
 KEY = SigningKey("k1", "ES256", PRIVATE)
@@ -30,7 +31,7 @@ def code(presented: str, place: str) -> str:
 
 
 def client(token_class: str, **changes: object) -> Minted | Refusal:
-    platform = Platform("hpc-a", 2) if token_class == "host" else None
+    platform = Platform("hpc-a", 1, 2) if token_class == "host" else None
     wanted = {"issuer": ISS, "audience": AUD, "subject": "u:ann", "org_id": "acme", "ttl_s": 8 * 3600}
     return mint_client(
         ClientTokenRequest(**(wanted | {"token_class": token_class, "platform": platform} | changes)), KEY, NOW_S
