@@ -36,6 +36,8 @@ def about(text: str = "", **bounds: Any) -> Meta:
 
 
 File = Path | None
+SECRET: Final = {"secret": True}  # of a setting that is never shown
+JWT_SECRET: Final = Path("security.jwt_secret")  # as gate.insecure_dev_hs256: that setting, and no file
 
 
 class Kafka(Section, frozen=True):
@@ -84,7 +86,10 @@ class Gate(Section, frozen=True):
     ] = 86_400
     jwks_cafile: Annotated[File, about("PEM of the authority of the JWK Sets' servers")] = None
     insecure_dev_hs256: Annotated[
-        File, about("development only: file with a shared secret (≥ 32 bytes); loopback brokers only")
+        File,
+        about(
+            "development only: file with a shared secret (≥ 32 bytes), or `security.jwt_secret`; loopback brokers only"
+        ),
     ] = None
 
 
@@ -99,6 +104,24 @@ class Issuer(Section, frozen=True):
     identity: Annotated[
         str | None, about("issue as this identity, by its secret; default: as whoever holds the key files")
     ] = None
+
+
+class Security(Section, frozen=True):
+    """Names that others know these by."""
+
+    jwt_secret: Annotated[
+        str | None,
+        about(
+            'shared secret (≥ 32 bytes), honoured only where gate.insecure_dev_hs256 = "security.jwt_secret"',
+            extra=SECRET,
+        ),
+    ] = None
+    execution_token_max_lifetime: Annotated[
+        int, about("s; of the tokens of runs, which nothing makes yet", ge=1, le=limits.EXECUTION_LIFETIME_MAX_S)
+    ] = 3_600
+
+    def __repr__(self) -> str:
+        return "Security(…)"
 
 
 class Telemetry(Section, frozen=True):
@@ -136,6 +159,14 @@ class Serve(Section, frozen=True):
     stop_timeout_s: Annotated[int, about("for requests under way when told to stop", ge=1, le=300)] = 10
 
 
+class Login(Section, frozen=True):
+    """A person's commands over HTTP."""
+
+    url: Annotated[str, about("of the `tollgate serve` to log in at: https, or this machine")] = "http://127.0.0.1:8080"
+    file: Annotated[File, about("that keeps the login, mode 0600; default ~/.config/tollgate/login.json")] = None
+    cafile: Annotated[File, about("PEM of the authority of its certificate; default the system's")] = None
+
+
 class Local(Section, frozen=True):
     """The local Kafka of `tollgate up` and `tollgate broker`."""
 
@@ -149,8 +180,10 @@ class Settings(Section, frozen=True):
     kafka: Kafka = Kafka()
     gate: Gate = Gate()
     issuer: Issuer = Issuer()
+    security: Security = Security()
     telemetry: Telemetry = Telemetry()
     serve: Serve = Serve()
+    login: Login = Login()
     local: Local = Local()
 
     @property
@@ -166,6 +199,7 @@ class Setting(NamedTuple):
     name: str
     default: Any
     about: str
+    is_secret: bool = False
 
 
 def every() -> Iterator[Setting]:
@@ -173,7 +207,29 @@ def every() -> Iterator[Setting]:
     for section, kind in _SECTIONS.items():
         for field in msgspec.structs.fields(kind):
             said = [part.description for part in get_args(field.type) if isinstance(part, Meta)]
-            yield Setting(section, field.name, field.default, said[0] or "" if said else "")
+            yield Setting(section, field.name, field.default, said[0] or "" if said else "", _is_secret(field.type))
+
+
+def _is_secret(kind: Any) -> bool:
+    return any(isinstance(part, Meta) and part.extra == SECRET for part in get_args(kind))
+
+
+class Effective(NamedTuple):
+    """One setting as it is in effect, and which source says so."""
+
+    setting: Setting
+    value: Any
+    source: Literal["default", "file", "environment"]
+
+
+def effective() -> Iterator[Effective]:
+    """All settings as they are in effect in this process. Raises ConfigError."""
+    settings, file, environment = load(), _from_file(), _from_environment()
+    for setting in every():
+        section, name = setting.section, setting.name
+        told: Literal["default", "file", "environment"]
+        told = "environment" if name in environment[section] else "file" if name in file.get(section, {}) else "default"
+        yield Effective(setting, getattr(getattr(settings, section), name), told)
 
 
 Given = dict[str, dict[str, Any]]  # section → setting → value, as one source says it
@@ -206,6 +262,12 @@ def load(**overrides: Any) -> Settings:
 def is_given(section: str, name: str) -> bool:
     """Whether the file or the environment says this setting, be it its default. Raises ConfigError."""
     return name in _given({})[section]
+
+
+def file_that_says(section: str, name: str) -> Path | None:
+    """The settings file, if this setting's value is from there. Raises ConfigError."""
+    said = name in _from_file().get(section, {}) and name not in _from_environment()[section]
+    return Path(os.environ.get("TOLLGATE_CONFIG") or CONFIG_FILE) if said else None
 
 
 def _given(overrides: Mapping[str, Any]) -> Given:
@@ -289,7 +351,8 @@ def _made(section: str, given: Mapping[str, Any]) -> Any:
             made[name] = msgspec.convert(value, types[name], strict=False, dec_hook=_path)
         except msgspec.ValidationError:
             needed = _needed(types[name])
-            raise ConfigError(f"setting {section}.{name} is {value!r}, and has to be {needed}; {_SEE}") from None
+            found = "of another type" if _is_secret(types[name]) else repr(value)
+            raise ConfigError(f"setting {section}.{name} is {found}, and has to be {needed}; {_SEE}") from None
     return kind(**made)
 
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from app.config import ConfigError, Settings
+from app.config import JWT_SECRET, ConfigError, Settings, file_that_says
 from app.gate import limits
 from app.gate.keyset import HS256, JWKSInvalid, KeyRing, KeySet, VerificationKey, dev_key
 from app.telemetry import JWKS_AGE, JWKS_FETCHES, Event, log
@@ -322,20 +322,34 @@ def load_dev_secret(settings: Settings) -> bytes | None:
                 f"setting gate.insecure_dev_hs256 is for development, but kafka.bootstrap names {host or server}: "
                 "remove it, or use a broker on localhost"
             )
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            secret = file.read(limits.TOKEN_MAX_BYTES).rstrip(b"\r\n")
-    except OSError as error:
-        raise ConfigError(f"setting gate.insecure_dev_hs256: {path}: {error.strerror}") from None
+    secret, mode, path = _configured_secret(settings) if path == JWT_SECRET else _secret_in(path)
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         raise ConfigError(f"setting gate.insecure_dev_hs256: everyone may read {path}: `chmod 600 {path}`")
     if len(secret) < limits.HS256_SECRET_MIN_BYTES:
         raise ConfigError(
             f"setting gate.insecure_dev_hs256: {path} holds {len(secret)} bytes, HS256 needs at least "
-            f"{limits.HS256_SECRET_MIN_BYTES} (RFC 7518 section 3.2): `openssl rand -hex 32 > {path}`"
+            f"{limits.HS256_SECRET_MIN_BYTES} (RFC 7518 section 3.2): `openssl rand -hex 32` makes one"
         )
     return secret
+
+
+def _secret_in(path: Path) -> tuple[bytes, int, Path]:
+    """The secret a file holds, and the file's mode."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            return file.read(limits.TOKEN_MAX_BYTES).rstrip(b"\r\n"), mode, path
+    except OSError as error:
+        raise ConfigError(f"setting gate.insecure_dev_hs256: {path}: {error.strerror}") from None
+
+
+def _configured_secret(settings: Settings) -> tuple[bytes, int, Path]:
+    """The secret that stands in the settings, and the mode of their file, if it is from there."""
+    text = settings.security.jwt_secret
+    if text is None:
+        raise ConfigError("setting gate.insecure_dev_hs256 names security.jwt_secret, which is not set: set it")
+    file = file_that_says("security", "jwt_secret")
+    return text.encode(), 0 if file is None else file.stat().st_mode, file or JWT_SECRET
 
 
 def _read_changed(path: Path, known: tuple[int, ...] | None) -> tuple[tuple[int, ...], bytes | None]:

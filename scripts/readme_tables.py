@@ -67,7 +67,7 @@ def settings() -> list[str]:
     from app import config
 
     rows = ["| setting | default | |", "|---|---|---|"]
-    for section, name, default, about in config.every():
+    for section, name, default, about, _ in config.every():
         shown = "" if default is None else f"`{default}`"
         rows.append(f"| `{section}.{name}` | {shown} | {about} |")
     return rows

@@ -44,9 +44,13 @@ COMMANDS: Final = (
     Command("trust", "app.cli.trust", "which issuers may do what", _OPS),
     Command("identities", "app.cli.identities", "who may ask for tokens, and their credentials", _OPS),
     Command("policy", "app.cli.policy", "what roles may issue, and rules over tokens that are out", _OPS),
+    Command("config", "app.cli.config", "the settings in effect, and where they are from", _OPS),
     Command("doctor", "app.cli.doctor", "broker, topics, keys, clock: what is wrong and how to mend it", _OPS),
     Command("keys", "app.cli.keys", "signing keys: generate, rotate, retire, list, jwks", _TOKENS),
-    Command("token", "app.cli.token", "issue, inspect, verify and revoke tokens", _TOKENS),
+    Command("token", "app.cli.token", "issue, inspect, verify, list and revoke tokens", _TOKENS),
+    Command("login", "app.cli.login", "get a token of a person's own, for a while", _TOKENS, held="login"),
+    Command("logout", "app.cli.login", "end it", _TOKENS, held="logout"),
+    Command("whoami", "app.cli.login", "who is logged in, where, until when", _TOKENS, held="whoami"),
     Command("revocations", "app.cli.revocations", "who or what is revoked: list, lift, clean", _TOKENS),
     Command("emit", "app.cli.emit", "publish a trigger, and wait for its receipt", _SEE),
     Command("receipts", "app.cli.read", "what became of triggers", _SEE, held="receipts_app"),
@@ -62,6 +66,7 @@ ELSEWHERE: Final = {
     ("audit", "verify"): ("app.cli.audit_chain", "verify"),
     ("audit", "issuance"): ("app.cli.issuance", "issuance"),
     ("token", "revoke"): ("app.cli.revoke", "revoke"),
+    ("token", "list"): ("app.cli.login", "list_tokens"),
 }
 
 
@@ -118,7 +123,7 @@ def _root(
     Settings: options, TOLLGATE_… in the environment, tollgate.toml.
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 some records failed,
-    4 not allowed, 5 nothing matched, 124 timed out.
+    4 not allowed, 5 nothing matched, 6 log in first, 124 timed out.
     """
 
 

@@ -29,6 +29,7 @@ USAGE: Final = 2
 SOME_FAILED: Final = 3
 NOT_ALLOWED: Final = 4
 NOTHING_MATCHED: Final = 5
+LOGIN_NEEDED: Final = 6
 TIMED_OUT: Final = 124
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
 

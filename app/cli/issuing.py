@@ -11,7 +11,9 @@ from app.cli import common, handles
 if TYPE_CHECKING:
     from app.authority.decide import Denied, IssueRequest
     from app.authority.identities import Identity
+    from app.authority.platforms import Platform
     from app.authority.records import Record
+    from app.authority.roles import TokenClass
     from app.config import Settings
     from app.gate.claims import BoundTo, Uses
     from app.issuer.mint import Minted, Refusal
@@ -29,14 +31,16 @@ class Asked(NamedTuple):
     jobs: tuple[str, ...]
     uses: Uses
     lifetime_s: int
+    token_class: TokenClass
     bound_to: str | None  # the registry's key of an object; nobody is told whether it is there before they may issue
 
 
-Make = Callable[[int, str, str, "BoundTo | None"], "Minted | Refusal"]
+Make = Callable[[int, str, str, "BoundTo | None", "Platform | None"], "Minted | Refusal"]
 
 
 def issue_as(settings: Settings, asked: Asked, count: int, make: Make) -> None:
-    """Print `count` tokens that `make` mints from a number, subject, organisation and binding; or fail, with exit 4.
+    """Print `count` tokens that `make` mints from a number, the subject, the organisation, the binding and the
+    identity's platform; or fail, with exit 4.
 
     A token is shown once the cluster has its record; a refusal is told once the cluster has its.
     """
@@ -59,16 +63,17 @@ async def _issue(settings: Settings, asked: Asked, count: int, make: Make) -> De
         return proven
     identity, credential = proven
     request = _request(asked, identity.name, identity.org_id)
-    allowed = may_issue(identity, rights.roles, request)
+    allowed = may_issue(identity, rights.roles, request, rights.platforms)
     if isinstance(allowed, Denied):
         await write_issuance(settings, [_denial(allowed, request, asked, issuer, authenticated=True)])
         return allowed
     bound = None if asked.bound_to is None else await handles.object_of(settings, asked.bound_to)
+    platform = rights.platforms.get(identity.platform or "")
     async with handles.handing_out(settings) as hand_out:
         for start in range(0, count, CHUNK):
             minted: list[Minted] = []
             for number in range(start, min(start + CHUNK, count)):
-                made = make(number, request.subject, request.org_id, bound)
+                made = make(number, request.subject, request.org_id, bound, platform)
                 if not isinstance(made, Minted):
                     refused = Denied(made.code, made.sentence)
                     await write_issuance(settings, [_denial(refused, request, asked, issuer, authenticated=True)])
@@ -82,7 +87,9 @@ async def _issue(settings: Settings, asked: Asked, count: int, make: Make) -> De
 def _request(asked: Asked, name: str, org_id: str) -> IssueRequest:
     from app.authority.decide import IssueRequest
 
-    return IssueRequest(asked.subject or name, asked.org_id or org_id, asked.lifetime_s, asked.jobs, uses=asked.uses)
+    return IssueRequest(
+        asked.subject or name, asked.org_id or org_id, asked.lifetime_s, asked.jobs, asked.token_class, asked.uses
+    )
 
 
 def _denial(denied: Denied, request: IssueRequest, asked: Asked, issuer: str, *, authenticated: bool) -> Record:

@@ -1,4 +1,4 @@
-"""`tollgate token`: issue, look at and verify tokens; `revoke.py` revokes them."""
+"""`tollgate token`: issue, look at and verify tokens; `revoke.py` revokes them, `login.py` lists them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from app.cli import common, given, handles
 from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
+    from app.authority.platforms import Platform
     from app.config import Settings
     from app.gate.claims import BoundTo
     from app.gate.reasons import Rejected
     from app.issuer.keystore import SigningKey
 
-app = common.new_app(help="Tokens: issue, inspect, verify, revoke.")
+app = common.new_app(help="Tokens: issue, inspect, verify, list, revoke.")
 
 PLACE: Final = "{n}"  # in an idempotency key: the number of the token under --count
 _UNLIMITED: Final = ("*",)
@@ -39,6 +40,14 @@ class UsesName(StrEnum):
 
     ONCE = "once"  # one-shot
     MANY = "many"  # the webhook pattern
+
+
+class ClassName(StrEnum):
+    """What a token is for. One of a class never works in another's place."""
+
+    TRIGGER = "trigger"  # starts jobs
+    USER = "user"  # says who a person is
+    HOST = "host"  # says which host it is, of which platform and level
 
 
 @app.command()
@@ -84,6 +93,12 @@ def issue(
     insecure_dev_hs256: Annotated[
         bool, typer.Option("--insecure-dev-hs256", help="sign with the development secret of gate.insecure_dev_hs256")
     ] = False,
+    token_class: Annotated[
+        ClassName, typer.Option("--class", help="user and host tokens are for such an identity itself, with --as")
+    ] = ClassName.TRIGGER,
+    login: Annotated[
+        bool, typer.Option("--login", help="ask the `tollgate serve` you are logged in at, as who you are there")
+    ] = False,
     identity: Annotated[
         str | None,
         typer.Option("--as", metavar="IDENTITY", show_default=False, help="who asks (default issuer.identity)"),
@@ -104,7 +119,8 @@ def issue(
     With --as (or issuer.identity) the roles of that identity in the registry decide, subject and organisation are its
     own, and every token and every refusal (exit 4) leaves a record on the cluster (`tollgate audit issuance`). Without,
     whoever holds the key files issues whatever gates may take, with no record, and only --reference and --bound-to need
-    the cluster. A handle says nothing to who sees it and is as good as the token.
+    the cluster. A handle says nothing to who sees it and is as good as the token. With --login the same roles decide at
+    the `tollgate serve` of `tollgate login`: this machine needs neither keys nor Kafka.
 
     Example: tollgate token issue --job reports/nightly --ttl 5m > t.jwt
 
@@ -117,7 +133,21 @@ def issue(
     settings = common.settings_of(
         bootstrap, prefix, gate__audience=audience, issuer__issuer=issuer, issuer__identity=identity
     )
+    if login:
+        _by_login(
+            settings,
+            {"jobs": job, "lifetime_s": ttl and given.length_s("--ttl", ttl), "uses": uses.value, "subject": subject,
+             "params": given.params(param or [], params_file), "params_sha256": params_sha256},
+            _keys(idempotency_key, count),
+            {"--as": identity, "--secret-file": secret_file, "--org": org, "--issuer": issuer, "--audience": audience,
+             "--reference": reference, "--bound-to": bound_to, "--insecure-dev-hs256": insecure_dev_hs256,
+             "--class": token_class is not ClassName.TRIGGER},
+        )  # fmt: skip
+        return
     asked_as = settings.issuer.identity
+    is_trigger = token_class is ClassName.TRIGGER
+    if not is_trigger and (asked_as is None or job or reference or bound_to or insecure_dev_hs256):
+        common.fail(f"a {token_class} token is for an identity itself: --as NAME --ttl TTL, and no job", common.USAGE)
     if secret_file is not None and asked_as is None:
         common.fail("--secret-file is of an identity: name it by --as", common.USAGE)
     now_s = int(time.time())
@@ -126,7 +156,18 @@ def issue(
     ttl_s = given.length_s("--ttl", ttl) if ttl is not None else None
     key = _dev_key(settings) if insecure_dev_hs256 else store.signing_key(now_s)
 
-    def make(number: int, of_subject: str, of_org: str, bound: BoundTo | None) -> mint.Minted | mint.Refusal:
+    def make_client(of_subject: str, of_org: str, platform: Platform | None) -> mint.Minted | mint.Refusal:
+        named: mint.ClientClass = "host" if token_class is ClassName.HOST else "user"
+        asked = mint.ClientTokenRequest(
+            settings.issuer.issuer, settings.audience, of_subject, of_org, named, ttl_s or 0, platform
+        )
+        return mint.issue(asked, store, now_s)
+
+    def make(
+        number: int, of_subject: str, of_org: str, bound: BoundTo | None, platform: Platform | None = None
+    ) -> mint.Minted | mint.Refusal:
+        if not is_trigger:
+            return make_client(of_subject, of_org, platform)
         minted = mint.mint(
             mint.TriggerTokenRequest(
                 issuer=settings.issuer.issuer,
@@ -149,10 +190,13 @@ def issue(
             store.note_expiry(key.kid, minted.claims.exp)
         return minted
 
-    if asked_as is not None and job and ttl_s is not None:
+    if asked_as is not None and (job or not is_trigger) and ttl_s is not None:
         from app.cli.issuing import Asked, issue_as
 
-        asked = Asked(asked_as, given.secret(secret_file), subject, org, tuple(job), uses.value, ttl_s, bound_to)
+        asked = Asked(
+            asked_as, given.secret(secret_file), subject, org, tuple(job or ()), uses.value, ttl_s, token_class.value,
+            bound_to,
+        )  # fmt: skip
         issue_as(settings, asked, count, make)
         return
 
@@ -252,6 +296,22 @@ def verify(
 
 
 # ── leaves ──
+
+
+def _keys(idempotency_key: str | None, count: int) -> list[str | None]:
+    return [idempotency_key and idempotency_key.replace(PLACE, str(number)) for number in range(count)]
+
+
+def _by_login(settings: Settings, wanted: dict[str, Any], keys: list[str | None], not_with_it: dict[str, Any]) -> None:
+    """Ask the door for what was asked of us. Which of its rules refuse it, the door says."""
+    from app.cli.login import issue as issue_by_login
+
+    other = next((option for option, value in not_with_it.items() if value), None)
+    if other is not None:
+        common.fail(f"{other} is not for --login: the door says who you are and signs with its keys", common.USAGE)
+    if not wanted["jobs"] or wanted["lifetime_s"] is None:
+        common.fail("a token needs a job and a lifetime: --job NAME --ttl 5m", common.USAGE)
+    issue_by_login(settings, {name: value for name, value in wanted.items() if value not in (None, {})}, keys)
 
 
 def _dev_key(settings: Settings) -> SigningKey:

@@ -485,7 +485,7 @@ class World:
     @staticmethod
     def _trust(iss: str, jwks: Path, org: str, cap_s: int = 90 * 86_400) -> str:
         return (
-            f'[trust."{iss}"]\njwks = "{jwks}"\nalgorithms = ["ES256"]\norgs = ["{org}"]\nclasses = ["trigger"]\n'
+            f'[trust."{iss}"]\njwks = "{jwks}"\nalgorithms = ["ES256"]\norgs = ["{org}"]\nclasses = ["trigger", "user", "host"]\n'
             f'subjects = ["service:*", "svc:*", "u:*", "host:*"]\njobs = ["{RULE}"]\nmax_lifetime_s = {cap_s}\n'
         )
 
