@@ -109,6 +109,29 @@ def test_a_setting_that_is_said_is_given_be_it_the_default(monkeypatch: pytest.M
     assert not config.is_given("local", "cache_dir")
 
 
+def test_a_secret_is_in_no_text_about_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLGATE_SECURITY__JWT_SECRET", "sesame" * 6)
+    assert config.load().security.jwt_secret == "sesame" * 6
+    assert "sesame" not in repr(config.load())
+    Path("tollgate.toml").write_text("[security]\njwt_secret = 7777777\n")
+    monkeypatch.delenv("TOLLGATE_SECURITY__JWT_SECRET")
+    with pytest.raises(ConfigError) as raised:
+        config.load()
+    assert "security.jwt_secret" in str(raised.value)
+    assert "7777777" not in str(raised.value)
+
+
+def test_what_is_in_effect_says_which_source_it_is_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tollgate.toml").write_text("[security]\nexecution_token_max_lifetime = 60\n[kafka]\nprefix = 'file.'\n")
+    monkeypatch.setenv("TOLLGATE_PREFIX", "short.")
+    told = {f"{each.setting.section}.{each.setting.name}": (each.value, each.source) for each in config.effective()}
+    assert told["security.execution_token_max_lifetime"] == (60, "file")
+    assert told["kafka.prefix"] == ("short.", "environment")
+    assert told["gate.grace_s"] == (60, "default")
+    assert len(told) == len(list(config.every()))
+    assert [each.name for each in config.every() if each.is_secret] == ["jwt_secret"]
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(AttributeError):
         config.load().gate.grace_s = 0  # type: ignore[misc]

@@ -191,6 +191,29 @@ def test_a_secret_everyone_may_read_or_too_short_or_missing_is_refused(secret, t
         load_dev_secret(with_secret(tmp_path / "none"))
 
 
+def test_a_secret_of_the_settings_is_honoured_where_the_dangerous_setting_names_it_alone(tmp_path, monkeypatch):
+    """security.jwt_secret by itself makes nothing acceptable: a file of settings may come from another system."""
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "tollgate.toml"
+    settings.write_text(f'[security]\njwt_secret = "{"s" * 32}"\n')
+    assert load_dev_secret(load()) is None
+    named = {"gate__insecure_dev_hs256": "security.jwt_secret"}
+    settings.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_dev_secret(load(**named))
+    settings.chmod(0o600)
+    assert load_dev_secret(load(**named)) == b"s" * 32
+    with pytest.raises(ConfigError, match="localhost"):
+        load_dev_secret(load(**named, kafka__bootstrap="kafka.example:9092"))
+    monkeypatch.setenv("TOLLGATE_SECURITY__JWT_SECRET", "s" * 31)
+    with pytest.raises(ConfigError, match="31 bytes"):
+        load_dev_secret(load(**named))
+    monkeypatch.delenv("TOLLGATE_SECURITY__JWT_SECRET")
+    settings.unlink()
+    with pytest.raises(ConfigError, match="not set"):
+        load_dev_secret(load(**named))
+
+
 async def test_the_secret_serves_only_rules_that_list_hs256(secret, tmp_path):
     file = tmp_path / "jwks.json"
     file.write_bytes(document(public_jwk()))

@@ -23,7 +23,7 @@ T, V, A, P, D = (f"test_{name}.py" for name in ("tokens", "verification", "autho
 H = "test_handles.py"
 X, Z = "test_attacks.py", "test_zz_schemas.py"
 R, L, K, OBS = (f"test_{name}.py" for name in ("results", "lifecycle", "keys", "observation"))
-ID = "test_identities.py"
+ID, C = "test_identities.py", "test_classes.py"
 M, N, E, MS = (f"test_{name}.py" for name in ("emitters", "documentation", "extras", "moonshots"))
 
 ROWS: dict[str, Row] = {
@@ -48,10 +48,11 @@ ROWS: dict[str, Row] = {
         f"{T}::test_an_emitter_goes_on_after_all_local_state_is_deleted_and_every_gate_restarted",
         f"{Z}::test_no_record_is_keyed_by_an_emitter_or_its_connection",
     )),
-    "T-05": _in(
-        ID, "test_a_disabled_identitys_tokens_are_dead_letters_and_anothers_pass",
-        "test_whoever_ends_an_identitys_tokens_ends_them_all_at_once",
-    ),
+    "T-05": Row((
+        f"{ID}::test_a_disabled_identitys_tokens_are_dead_letters_and_anothers_pass",
+        f"{ID}::test_whoever_ends_an_identitys_tokens_ends_them_all_at_once",
+        f"{C}::test_a_rotated_services_tokens_end_and_those_of_a_person_who_owns_the_same_job_pass",
+    )),
     "T-09": _in(T, "test_a_correctly_signed_token_without_kid_is_refused"),
     "T-10": _in(T, "test_what_is_minted_carries_kid_iat_and_jti", "test_a_token_without_jti_is_refused"),
     "T-12": _in(
@@ -94,6 +95,13 @@ ROWS: dict[str, Row] = {
         "/api/test_delegation.py::test_exchanged_tokens_and_every_record_that_they_leave_fit_their_schemas",
     )),
     "X-22": Row(("/api/test_triggers.py::test_the_same_token_and_event_get_the_same_receipt_by_kafka_and_by_http",)),
+    "T-19": _in(
+        C, "test_a_login_yields_a_user_token_in_a_file_of_its_owner_alone",
+        "test_a_user_token_is_good_until_it_expires_and_then_says_so_with_an_exit_code_of_its_own",
+        "test_each_class_works_where_the_document_says_and_nowhere_else",
+        "test_how_long_a_login_lasts_is_for_the_role_to_say",
+        reduced="8 h → 8 s for the expiry", note="of task endpoints, their tokens: there are no such endpoints yet",
+    ),
     "T-20": _in(
         T, "test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked",
         "test_the_gate_refuses_a_lifetime_that_is_missing_or_above_the_cap_whoever_signed_it", note="counted from the audit",
@@ -251,6 +259,10 @@ ROWS: dict[str, Row] = {
         "test_a_key_that_is_removed_and_nothing_else_is_honoured_no_longer",
         "test_a_key_that_one_gate_has_read_before_the_other_refuses_no_trigger_that_goes_home_to_it",
     ),
+    "K-05": _in(
+        C, "test_one_block_of_settings_says_with_which_keys_the_command_and_the_door_sign",
+        "test_a_rotated_key_signs_at_the_command_and_the_door_alike_with_no_restart",
+    ),
     "K-06": _in(
         ID, "test_a_rotated_secret_and_the_one_before_are_both_good_for_the_overlap_then_only_the_new",
     ),
@@ -281,6 +293,16 @@ ROWS: dict[str, Row] = {
         reduced="the next good event within 1 s → at all: no test asserts on time",
         note="the broker refuses 10 MB records; the largest it takes is sent",
     ),
+    "M-01": _in(
+        C, "test_each_class_works_where_the_document_says_and_nowhere_else",
+        "test_a_token_of_another_class_starts_no_job_over_kafka_and_is_told_so",
+        "test_the_class_is_in_token_receipt_and_audit", note="for the classes that exist: trigger, user, host",
+    ),
+    "M-07": _in(
+        C, "test_a_login_yields_a_user_token_in_a_file_of_its_owner_alone",
+        "test_a_user_token_is_good_until_it_expires_and_then_says_so_with_an_exit_code_of_its_own",
+        "test_a_logout_ends_the_token_and_removes_the_file",
+    ),
     "M-10": _in(
         M, "test_the_example_worker_runs_each_accepted_job_once_and_none_of_an_aborted_transaction",
         note="read committed and dedup by run id, in an example worker",
@@ -298,6 +320,11 @@ ROWS: dict[str, Row] = {
         N, "test_generation_and_validation_have_tests_without_a_broker_and_with_one",
         note="pytest -m 'not broker' and -m broker; of the seed's cases those of parts that exist",
     ),
+    "N-04": Row((
+        f"{C}::test_the_names_of_others_are_settings_and_a_secret_is_never_shown",
+        f"{C}::test_an_unknown_setting_stops_every_start_and_a_secret_of_the_wrong_kind_is_not_repeated",
+        "/test_trust.py::test_a_secret_of_the_settings_is_honoured_where_the_dangerous_setting_names_it_alone",
+    ), note="execution_token_max_lifetime is taken and bounded; tokens of runs come with runs"),
     "N-07": _in(N, "test_the_six_terms_are_in_the_readme_and_their_words_in_the_schemas"),
     "N-08": _in(
         N, "test_the_top_level_has_the_names_agreed", "test_the_packages_agreed_are_dependencies_and_faust_only_of_the_bench",

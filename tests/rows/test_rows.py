@@ -10,17 +10,17 @@ from tests.rows.rows import ATTACKS, ROWS
 
 HERE = Path(__file__).parent
 REQUIRED = [
-    *(f"T-{number:02}" for number in (1, 2, 3, 4, 5, 9, 10, 12, 13, 14, 15, 20, 21)),
+    *(f"T-{number:02}" for number in (1, 2, 3, 4, 5, 9, 10, 12, 13, 14, 15, 19, 20, 21)),
     *(f"V-{number:02}" for number in (1, 2, 3, 4, 6)),
     *(f"A-{number:02}" for number in (1, 2, 3, 7, 8, 10, 11, 12, 13)),
     *(f"P-{number:02}" for number in (1, 2, 3, 4, 5, 6, 7)),
     *(f"I-{number:02}" for number in (1, 2, 3, 4, 6, 7, 8, 9)),
     *(f"R-{number:02}" for number in (1, 2, 3)),
     *(f"L-{number:02}" for number in (1, 2)),
-    *(f"K-{number:02}" for number in (1, 2, 3, 4, 6, 7)),
+    *(f"K-{number:02}" for number in range(1, 8)),
     *(f"O-{number:02}" for number in (1, 2, 3, 5, 7)),
-    *(f"M-{number:02}" for number in (10, 11)),
-    *(f"N-{number:02}" for number in (1, 2, 7, 8)),
+    *(f"M-{number:02}" for number in (1, 7, 10, 11)),
+    *(f"N-{number:02}" for number in (1, 2, 4, 7, 8)),
     *(f"X-{number:02}" for number in (1, 2, 3, 5, 8, 10, 11, 13, 14, 18, 19, 22, 26, 30)),
     *(f"MS{number}" for number in (1, 2, 3, 15)),
 ]

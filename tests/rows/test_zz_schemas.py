@@ -22,6 +22,7 @@ TOPICS = (
 BY_REGISTRY_KEY = {
     "job": "registry-job", "trust": "registry-trust", "deployment": "registry-deployment",
     "identity": "registry-identity", "role": "registry-role", "rule": "registry-rule",
+    "platform": "registry-platform",
 }  # fmt: skip
 BY_EVENT = {"issued": "issued", "issue_denied": "issue-denied"}
 SIGNATURE = re.compile(rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{86}(?![A-Za-z0-9_-])")
@@ -75,7 +76,9 @@ def dump(world):
     world.tollgate("token", "revoke", "--jti", "0" * 32)
     world.apply("identities", '[identities."svc:dump"]\nroles = ["dumper"]\n')
     world.apply(
-        "policy", f'[roles.dumper]\nallow = [{{ jobs = ["{NIGHTLY}"] }}]\n[rules.dump]\neffect = "deny"\njtis = ["0"]\n'
+        "policy",
+        f'[roles.dumper]\nallow = [{{ jobs = ["{NIGHTLY}"] }}]\n[rules.dump]\neffect = "deny"\njtis = ["0"]\n'
+        "[platforms.dump]\nlevel = 1\n",
     )
     secret = world.tollgate("identities", "rotate", "svc:dump").stdout
     for ttl, code in (("5m", 0), ("25h", 4)):
