@@ -72,6 +72,8 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         _, form = await _client(service, request)
         token = required(form, "token")
         caller = await _honoured(service, token, EVERY_CLASS)
+        if caller is not None and await service.used.was(caller.claims):
+            caller = None  # a one-shot token that was used is gone
         body: dict[str, Any] = (
             {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
         )

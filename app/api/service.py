@@ -13,6 +13,7 @@ from app.api.keys import PublicKeys
 from app.api.publisher import Publisher
 from app.api.receipts import Receipts
 from app.api.search import Search
+from app.api.used import Used
 from app.authority.rights import Rights
 from app.config import Settings
 from app.stream.cluster import Cluster
@@ -39,6 +40,7 @@ class Service:
         self.clients = Clients(rights, settings.issuer.issuer, frozenset(named), settings.gate.grace_s)
         self.issuing = Issuing(settings, cluster, tables, rights) if serve.issues else None
         self.clients.on_failure = self.issuing.unauthenticated if self.issuing is not None else None
+        self.used = Used(cluster, Topic.IDEMPOTENCY.named(prefix), found.lanes)
         self.stopping = asyncio.Event()
 
     def ready(self) -> tuple[bool, str]:

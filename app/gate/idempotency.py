@@ -73,7 +73,11 @@ def _prefixed(*parts: str) -> bytes:
 
 def scope(claims: Claims, job: Job) -> bytes:
     """What an idempotency key is unique within: organisation, issuer, subject and job, all of them verified."""
-    return _prefixed("key", claims.org_id, claims.iss, claims.sub, job.name)
+    return _key_scope(claims, job.name)
+
+
+def _key_scope(claims: Claims, job_name: str) -> bytes:
+    return _prefixed("key", claims.org_id, claims.iss, claims.sub, job_name)
 
 
 def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes, of_jti: bytes) -> Identity | Rejected | None:
@@ -99,6 +103,19 @@ def identify(claims: Claims, trigger: Trigger, job: Job, key_scope: bytes, of_jt
         if trigger.idempotency_key is None:
             # A CloudEvents id is unique only together with its source (CloudEvents 1.0, section 3.1.1).
             key_scope += _prefixed("ce_source", trigger.ce_source or "")
+    return _of_key(key_scope, key)
+
+
+def of_one_shot(claims: Claims) -> Identity | None:
+    """The one identity that a one-shot token acts for, for it grants one job; None: it is none."""
+    if claims.uses != "once" or len(claims.grant.jobs) != 1:
+        return None
+    if claims.idempotency_key is None:
+        return Identity(jti_identity(jti_scope(claims.iss), claims.jti), claims.jti)
+    return _of_key(_key_scope(claims, claims.grant.jobs[0]), claims.idempotency_key)
+
+
+def _of_key(key_scope: bytes, key: str) -> Identity:
     raw = key.encode()
     return Identity(_digest(key_scope + _LENGTH.pack(len(raw)) + raw), key)
 

@@ -2,7 +2,11 @@
 
 import pytest
 
-from app.gate.idempotency import Entry, compare
+from app.gate.decide import Admitted, Memo, admit
+from app.gate.idempotency import Entry, compare, home_lane, of_one_shot
+from app.gate.token import verify
+from tests.support.pure_world import WORLD, record
+from tests.support.tokens import ABSENT, AUD, NOW_S, RING, token
 
 WINDOW_MS = 300_000
 
@@ -41,3 +45,17 @@ def test_no_order_of_a_request_and_its_repeats_makes_two_runs_within_one_window(
             runs.append(each)
             table = each
     assert runs == [entry(3, 1_700_000)]
+
+
+@pytest.mark.parametrize("claims", [{}, {"idempotency_key": "order-7"}], ids=["by its jti", "by its key"])
+def test_a_one_shot_token_acts_for_the_one_identity_that_its_trigger_gets(claims):
+    text = token(claims=claims, grant={"params": ABSENT})
+    admitted = admit(record(0, text, NOW_S), WORLD, Memo())
+    assert isinstance(admitted, Admitted)
+    assert of_one_shot(admitted.token.claims) == admitted.identity
+    assert home_lane(admitted.identity.home_by, WORLD.lanes) == admitted.home
+
+
+def test_a_webhook_token_acts_for_none():
+    verified = verify(token(claims={"uses": "many", "idempotency_key": "order-7"}), RING, AUD)
+    assert of_one_shot(verified.claims) is None

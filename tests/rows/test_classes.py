@@ -316,6 +316,31 @@ def test_introspection_tells_the_class_and_nothing_once_the_token_is_gone(door, 
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("key", [None, "order-7"])
+def test_a_one_time_token_is_gone_once_it_has_started_its_job(door, key):
+    """T-18, as far as there are runs: its end is not reported yet, so it is gone from the run's acceptance on."""
+    name = f"svc:{secrets.token_hex(4)}"
+    client = (name, door.identity(name, ["trigger"]))
+    more = {"idempotency_key": key} if key else {}
+    used, unused = (door.token(*client, jobs=[NIGHTLY], lifetime_s=600, **more) for _ in range(2))
+    if key:
+        unused = door.token(*client, jobs=[NIGHTLY], lifetime_s=600, idempotency_key="order-8")
+
+    def told(token):
+        return httpx.post(f"{door.url}/oauth/introspect", data={"token": token}, auth=client, timeout=40).json()
+
+    for token in (used, unused):
+        seen = told(token)
+        assert (seen["active"], seen["class"], seen["uses"]) == (True, "trigger", "once")
+    assert door.world.present_one(plain(used)).verdict == "accepted"
+    assert told(used) == {"active": False}
+    assert door.world.present_one(plain(used)).verdict == "duplicate", "the same request still gets its first answer"
+    assert told(unused)["active"]
+    many = door.token(*client, jobs=[NIGHTLY], lifetime_s=600, uses="many")
+    assert door.world.present_one(plain(many)).verdict == "accepted"
+    assert told(many)["active"]
+
+
 def test_no_token_of_a_login_or_host_is_on_a_topic_or_in_the_log(door, shown, person):
     person.login()
     person.does("token", "issue", "--login", "--job", NIGHTLY, "--ttl", "1m")
