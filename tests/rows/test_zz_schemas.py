@@ -203,8 +203,8 @@ KEYS = {
     "jobs": rb"[0-9a-f-]{36}", "receipts": rb"[0-9]+-[0-9]+", "audit": rb"[0-9]+", "checkpoints": rb"[0-9]+",
     "idempotency": rb"(?s:.{16})", "handoffs": rb"(?s:.{16})", "grants": rb"[0-9a-f]{64}",
     # An identity is what ops register, whether or not it ever connects; a refusal names the one that was claimed.
-    "registry": rb"(job|trust|deployment|identity|role|rule)/.+",
-    "issuance": rb"[0-9a-f]{32}|(svc|u):.+|\?",
+    "registry": rb"(job|trust|deployment|identity|role|rule|platform)/.+",
+    "issuance": rb"[0-9a-f]{32}|(svc|u|host):.+|\?",
 }  # fmt: skip
 
 
