@@ -46,7 +46,7 @@ DIGESTS = {
     "job.v1": "11d9c003c91627b3",
     "receipt.v1": "c214eea66178960e",
     "registry-deployment.v1": "38247db90672d495",
-    "registry-identity.v1": "7ccaf48383ee4fa4",
+    "registry-identity.v2": "d8a96cd4524c0361",
     "registry-job.v1": "9eff2c96bb7d01ee",
     "registry-platform.v1": "af76b50fc8959fb4",
     "registry-role.v1": "a91f54cbccedfa6b",
@@ -150,7 +150,7 @@ WRITTEN = {
     "checkpoint.v1": records.Checkpoint,
     "registry-job.v1": JobRecord,
     "registry-trust.v1": TrustRule,
-    "registry-identity.v1": Identity,
+    "registry-identity.v2": Identity,
     "registry-role.v1": Role,
     "registry-platform.v1": Platform,
     "registry-rule.v1": MappingRule,
@@ -187,7 +187,7 @@ def test_examples_of_definitions_and_revocations_are_taken_by_the_gate():
     (example,) = SCHEMAS["registry-trust.v1"]["examples"]
     assert not isinstance(trust_from_record(trust_key(example["issuer"]), json.dumps(example).encode()), str)
     for name, made, named in (
-        ("registry-identity.v1", identity_from_record, identity_key),
+        ("registry-identity.v2", identity_from_record, identity_key),
         ("registry-role.v1", role_from_record, role_key),
         ("registry-rule.v1", mapping_from_record, mapping_key),
         ("registry-platform.v1", platform_from_record, platform_key),

@@ -1,14 +1,15 @@
 """Who asks for tokens: a client proves to be an identity by its secret or by an assertion signed with its key.
 
-A name nobody has and a wrong secret cost the same and are told alike. Whoever fails often waits.
+A name nobody has and a wrong secret cost the same and are told alike. What proves its client is never refused for the
+failures of others: it is verified first, and only who has failed is told to wait.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -17,16 +18,15 @@ from litestar import Request
 
 from app.api.forms import Form, OAuthError
 from app.api.requests import Headers
-from app.authority.assertion import check_assertion, named_by
-from app.authority.identities import Identity, check_secret
+from app.authority.assertion import check_assertion, kid_of, named_by
+from app.authority.identities import Identity, check_secret, secret_id
 from app.authority.rights import Rights
 
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-FAILURES_MAX: Final = 10  # of one address with one name, within the window
+FAILURES_MAX: Final = 10  # of one address with one name and one credential's id, within the window
 WINDOW_S: Final = 60.0
-REMEMBERED_MAX: Final = 50_000  # addresses and names; and assertions
-HASHES_AT_ONCE: Final = 2  # each takes 16 MiB and some 50 ms of a core
-HASHES_WAITING_MAX: Final = 64
+REMEMBERED_MAX: Final = 50_000  # addresses with names and ids; and assertions
+_ID_MAX_CHARACTERS: Final = 128  # of what a stranger writes, as much as is remembered
 
 
 class Client(NamedTuple):
@@ -43,6 +43,7 @@ class Presented(NamedTuple):
     claimed: str
     unverified_secret: str | None
     unverified_assertion: str | None
+    unverified_id: str  # of the credential it says it is
 
 
 class Clients:
@@ -50,31 +51,27 @@ class Clients:
 
     def __init__(self, rights: Rights, issuer: str, audiences: frozenset[str], grace_s: int) -> None:
         self._rights, self._issuer, self._audiences, self._grace_s = rights, issuer, audiences, grace_s
-        self._failures: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, str, str], deque[float]] = OrderedDict()
         self._shown: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._hashing = asyncio.Semaphore(HASHES_AT_ONCE)
-        self._waiting = 0
         self.on_failure: Callable[[str], Awaitable[None]] | None = None
 
     async def authenticate(self, request: Request[Any, Any, Any], headers: Headers, form: Form) -> Client:
         """Raises OAuthError: `invalid_client`, or that it has to wait."""
         presented = presented_by(headers, form)
+        client = self._client(presented)
+        if client is not None:
+            return client
         address = request.client.host if request.client is not None else ""
-        seen = (address, presented.claimed[:256])
-        if self._fails_too_often(seen):
-            raise OAuthError("slow_down", "too many failures: wait a minute", "client_unauthenticated", 429)
-        client = await self._client(presented)
-        if client is None:
-            self._failures.setdefault(seen, []).append(time.monotonic())
-            self._failures.move_to_end(seen)
-            if len(self._failures) > REMEMBERED_MAX:
-                self._failures.popitem(last=False)
-            if self.on_failure is not None:
-                await self.on_failure(presented.claimed)
-            raise _unproven("no such client, or not its credential")
-        return client
+        wait_s = self._failed(address, presented)
+        if wait_s > 0:
+            raise OAuthError(
+                "invalid_client", "too many failures with this credential", "client_unauthenticated", 429, wait_s
+            )
+        if self.on_failure is not None:
+            await self.on_failure(presented.claimed)
+        raise _unproven("no such client, or not its credential")
 
-    async def _client(self, presented: Presented) -> Client | None:
+    def _client(self, presented: Presented) -> Client | None:
         identity = self._rights.known(presented.claimed, self._issuer)
         now_s = int(time.time())
         if presented.unverified_assertion is not None:
@@ -82,25 +79,21 @@ class Clients:
             if proven is None or identity is None or self._was_shown(identity.name, proven.jti, proven.exp, now_s):
                 return None
             return Client(identity, proven.credential_id)
-        if self._waiting >= HASHES_WAITING_MAX:
-            raise OAuthError("temporarily_unavailable", "too many ask at once", "overloaded", 503)
-        self._waiting += 1
-        try:
-            async with self._hashing:
-                secret = presented.unverified_secret or ""
-                credential = await asyncio.to_thread(check_secret, identity, secret, now_s)
-        finally:
-            self._waiting -= 1
+        credential = check_secret(identity, presented.unverified_secret or "", now_s)
         return Client(identity, credential.id) if identity is not None and credential is not None else None
 
-    def _fails_too_often(self, seen: tuple[str, str]) -> bool:
-        since = time.monotonic() - WINDOW_S
-        failures = [at for at in self._failures.get(seen, ()) if at > since]
-        if failures:
-            self._failures[seen] = failures
-        else:
-            self._failures.pop(seen, None)
-        return len(failures) >= FAILURES_MAX
+    def _failed(self, address: str, presented: Presented) -> int:
+        """Count a failure; how many seconds to wait, where there were too many before it."""
+        now = time.monotonic()
+        seen = (address, presented.claimed[:_ID_MAX_CHARACTERS], presented.unverified_id[:_ID_MAX_CHARACTERS])
+        failures = self._failures.setdefault(seen, deque(maxlen=FAILURES_MAX))
+        self._failures.move_to_end(seen)
+        if len(self._failures) > REMEMBERED_MAX:
+            self._failures.popitem(last=False)
+        if len(failures) == FAILURES_MAX and failures[0] > now - WINDOW_S:
+            return math.ceil(failures[0] + WINDOW_S - now)
+        failures.append(now)  # one that was told to wait is not counted: the wait ends
+        return 0
 
     def _was_shown(self, name: str, jti: str, exp: int, now_s: int) -> bool:
         """An assertion is for one request. This process remembers; another may be shown it once more."""
@@ -130,7 +123,8 @@ def presented_by(headers: Headers, form: Form) -> Presented:
         name = client_id or ""
     if client_id is not None and client_id != name:
         raise _unproven("client_id names another client")
-    return Presented(name, secret, assertion)
+    shown = kid_of(assertion) if assertion is not None else secret_id(secret or "")
+    return Presented(name, secret, assertion, shown)
 
 
 def _unproven(words: str) -> OAuthError:

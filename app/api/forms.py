@@ -23,8 +23,12 @@ Form = dict[str, str]
 class OAuthError(Exception):
     """A refusal as OAuth says it (RFC 6749 section 5.2), with our reason beside its code."""
 
-    def __init__(self, error: str, description: str, reason: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self, error: str, description: str, reason: str | None = None, status: int = 400,
+        retry_after_s: int = RETRY_AFTER_S,
+    ) -> None:  # fmt: skip
         super().__init__(error)
+        self.retry_after_s = retry_after_s
         self.error, self.description, self.reason, self.status = error, description, reason, status
 
     def response(self) -> Response[bytes]:
@@ -33,7 +37,7 @@ class OAuthError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = 'Basic realm="tollgate", charset="UTF-8"'
         if self.status in (429, 503):
-            headers["Retry-After"] = str(RETRY_AFTER_S)
+            headers["Retry-After"] = str(self.retry_after_s)
         body = orjson.dumps({name: value for name, value in document.items() if value is not None})
         return Response(body, status_code=self.status, headers=headers, media_type=JSON)
 

@@ -41,6 +41,13 @@ def named_by(unverified_assertion: str) -> str | None:
     return named if isinstance(named, str) else None
 
 
+def kid_of(unverified_assertion: str) -> str:
+    """The key an assertion says it is signed with; empty where it says none. Nothing of it is verified."""
+    read = read_jws(unverified_assertion)
+    kid = None if isinstance(read, Rejected) or isinstance(read[1], JSONRefused) else read[1][1]
+    return kid if isinstance(kid, str) else ""
+
+
 def check_assertion(
     identity: Identity | None, unverified_assertion: str, audiences: Collection[str], now_s: int, grace_s: int
 ) -> Proven | None:

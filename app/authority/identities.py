@@ -1,17 +1,17 @@
 """Identities: who may ask for tokens, and the credentials each is known by.
 
 Pure: no I/O, no clock, no randomness. Neither a client's secret nor a private key ever stands in a record: a secret is
-kept as its scrypt hash, a key as its public half.
+kept as a salted hash, a key as its public half.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from msgspec import Meta
 
 from app.gate import limits
@@ -34,11 +34,8 @@ _NAME: Final = re.compile(r"([a-z]+):[A-Za-z0-9][A-Za-z0-9._~:@/+-]*")
 
 # ── credentials ──
 
-# RFC 7914. A secret of ours is 256 random bits, which nobody guesses at any cost: these parameters need not slow a
-# guesser down, only keep what a request can make a server do within 16 MiB and some 50 ms.
-SCRYPT_N: Final = 1 << 14
-SCRYPT_R: Final = 8
-SCRYPT_P: Final = 1
+# A secret of ours is 256 random bits, which nobody guesses at any cost: a slow hash would keep nothing from a guesser,
+# and would be what strangers make a server compute. So it is SHA-256, of the salt and then the text.
 SALT_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 SECRET_BYTES: Final = 32
@@ -51,15 +48,11 @@ CredentialId = Annotated[str, Meta(min_length=1, max_length=limits.KID_MAX_CHARA
 
 
 class ClientSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="secret"):
-    """A secret, as its scrypt hash with the parameters it was made by; valid from not_before_s until not_after_s."""
+    """A secret, as its salted SHA-256; valid from not_before_s until not_after_s."""
 
     id: CredentialId
     salt: Annotated[bytes, Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
     digest: Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
-    # Bounded: a record must not be able to make a server of tokens spend more than this on a wrong secret.
-    n: Annotated[int, Meta(ge=SCRYPT_N, le=SCRYPT_N)] = SCRYPT_N
-    r: Annotated[int, Meta(ge=SCRYPT_R, le=SCRYPT_R)] = SCRYPT_R
-    p: Annotated[int, Meta(ge=SCRYPT_P, le=SCRYPT_P)] = SCRYPT_P
     not_before_s: At = 0
     not_after_s: At | None = None  # None: until it is rotated
 
@@ -117,7 +110,7 @@ def keep_secret(text: str, salt: bytes, not_before_s: int, not_after_s: int | No
     named = _SECRET.fullmatch(text)
     if named is None:
         raise ValueError("not a secret of ours")
-    return ClientSecret(named[1], salt, _scrypt(text, salt), not_before_s=not_before_s, not_after_s=not_after_s)
+    return ClientSecret(named[1], salt, _digest(text, salt), not_before_s=not_before_s, not_after_s=not_after_s)
 
 
 def check_secret(identity: Identity | None, unverified_secret: str, now_s: int) -> ClientSecret | None:
@@ -125,15 +118,14 @@ def check_secret(identity: Identity | None, unverified_secret: str, now_s: int) 
 
     One hash, whoever asks: nobody learns from the time taken whether a client exists, has a secret or once had one.
     """
-    named = _SECRET.fullmatch(unverified_secret)
-    wanted = named[1] if named is not None else ""
+    wanted = secret_id(unverified_secret)
     candidate = _NOBODYS
     for each in identity.credentials_at(now_s) if identity is not None else ():
         if isinstance(each, ClientSecret) and each.id == wanted:
             candidate = each
-    digest = _scrypt(unverified_secret[:_SECRET_MAX_CHARACTERS], candidate.salt)
+    digest = _digest(unverified_secret[:_SECRET_MAX_CHARACTERS], candidate.salt)
     holds = hmac.compare_digest(digest, candidate.digest)
-    return candidate if holds and candidate is not _NOBODYS and named is not None else None
+    return candidate if holds and candidate is not _NOBODYS else None
 
 
 def keys_at(identity: Identity, now_s: int) -> KeySet | None:
@@ -142,10 +134,14 @@ def keys_at(identity: Identity, now_s: int) -> KeySet | None:
     return KeySet.from_jwks(msgspec.json.encode({"keys": jwks}), CLIENT_ALGORITHMS) if jwks else None
 
 
-def _scrypt(text: str, salt: bytes) -> bytes:
-    return Scrypt(salt=salt, length=DIGEST_BYTES, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P).derive(
-        text.encode("utf-8", "surrogatepass")
-    )
+def secret_id(unverified_secret: str) -> str:
+    """The id of the credential that a secret says it is; empty for a text that is no secret of ours."""
+    named = _SECRET.fullmatch(unverified_secret)
+    return named[1] if named is not None else ""
+
+
+def _digest(text: str, salt: bytes) -> bytes:
+    return hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
 
 
 _SECRET_MAX_CHARACTERS: Final = 256

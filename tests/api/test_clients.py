@@ -73,16 +73,41 @@ def test_one_way_to_prove_it_and_no_other(headers: dict[str, str], form: dict[st
 
 
 def test_a_secret_may_hold_no_colon_so_a_name_may() -> None:
-    assert presented_by(basic("svc:team:ci", SECRET), {}) == Presented("svc:team:ci", SECRET, None)
+    assert presented_by(basic("svc:team:ci", SECRET), {}) == Presented("svc:team:ci", SECRET, None, "00" * 8)
 
 
-async def test_who_fails_often_waits_and_nobody_else_does(known: Clients) -> None:
+async def test_who_fails_often_is_told_to_wait_and_for_how_long(known: Clients) -> None:
     for _ in range(clients.FAILURES_MAX):
         assert (await told(known, basic("svc:ci", "wrong")))[0] == 401
-    assert (await told(known, basic("svc:ci", SECRET)))[:2] == (429, "slow_down")
-    assert await told(known, basic("svc:ci", SECRET), Asking("192.0.2.2")) == "svc:ci"
-    known._failures[("192.0.2.1", "svc:ci")] = [0.0] * clients.FAILURES_MAX  # long ago
+    with pytest.raises(OAuthError) as refused:
+        await known.authenticate(Asking(), basic("svc:ci", "wrong"), {})  # type: ignore[arg-type]
+    assert (refused.value.status, refused.value.error) == (429, "invalid_client")
+    assert clients.WINDOW_S - 10 < int(refused.value.response().headers["Retry-After"]) <= clients.WINDOW_S
+    assert (await told(known, basic("svc:ci", "wrong"), Asking("192.0.2.2")))[0] == 401  # another address
+    assert (await told(known, basic("svc:ci", SECRET[:-1] + "B")))[0] == 401  # another credential
+    for failures in known._failures.values():
+        failures.extend([-clients.WINDOW_S] * clients.FAILURES_MAX)  # long ago
+    assert (await told(known, basic("svc:ci", "wrong")))[0] == 401
+
+
+async def test_nobody_s_failures_lock_an_honest_client_out(known: Clients) -> None:
+    """However many, from its own address, in its own name and even by its own credential's id."""
+    for wrong in ("wrong", SECRET[:-1] + "B", secret_text("11" * 8, bytes(32))):
+        for _ in range(3 * clients.FAILURES_MAX):
+            assert (await told(known, basic("svc:ci", wrong)))[0] in (401, 429)
     assert await told(known, basic("svc:ci", SECRET)) == "svc:ci"
+
+
+async def test_failures_that_are_told_to_wait_leave_no_record(known: Clients) -> None:
+    recorded: list[str] = []
+
+    async def record(claimed: str) -> None:
+        recorded.append(claimed)
+
+    known.on_failure = record
+    for _ in range(3 * clients.FAILURES_MAX):
+        await told(known, basic("svc:ci", "wrong"))
+    assert recorded == ["svc:ci"] * clients.FAILURES_MAX
 
 
 async def test_a_refusal_costs_one_hash_whether_or_not_the_client_exists(
@@ -91,8 +116,8 @@ async def test_a_refusal_costs_one_hash_whether_or_not_the_client_exists(
     from app.authority import identities
 
     hashed: list[int] = []
-    scrypt = identities._scrypt
-    monkeypatch.setattr(identities, "_scrypt", lambda *given: hashed.append(1) or scrypt(*given))
+    digest = identities._digest
+    monkeypatch.setattr(identities, "_digest", lambda *given: hashed.append(1) or digest(*given))
     for headers in (basic("svc:ci", "wrong"), basic("svc:nobody", "wrong"), basic("svc:nobody", SECRET)):
         hashed.clear()
         assert (await told(known, headers))[0] == 401

@@ -29,7 +29,8 @@ SIGNATURE = re.compile(rb"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{86}(?![A-Za-z0-9_-])")
 
 
 def validator(name):
-    return jsonschema_rs.Draft202012Validator(json.loads((SCHEMAS / f"{name}.v1.schema.json").read_text()))
+    (newest,) = SCHEMAS.glob(f"{name}.v*.schema.json")
+    return jsonschema_rs.Draft202012Validator(json.loads(newest.read_text()))
 
 
 def in_json(record):
