@@ -80,7 +80,15 @@ def home_of(token: str, idempotency_key: str | None) -> str | None:
     claims = unverified_claims(token)
     jti = claims.get("jti") if claims.get("uses") == "once" else None
     candidates = (claims.get("idempotency_key"), idempotency_key, jti)
-    return next((candidate for candidate in candidates if isinstance(candidate, str) and candidate), None)
+    return next((candidate for candidate in candidates if isinstance(candidate, str) and _is_text(candidate)), None)
+
+
+def _is_text(candidate: str) -> bool:
+    """Whether it can be a record's key: JSON can hold lone surrogates, UTF-8 none."""
+    try:
+        return bool(candidate.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
 
 
 def unverified_claims(token: str) -> dict[str, Any]:

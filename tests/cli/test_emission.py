@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from app.emission import Emission, Form, home_of, trigger_of
@@ -24,6 +26,14 @@ def test_a_token_that_cannot_be_read_leads_nowhere_but_by_the_key_beside_it() ->
     for text in ("", "x", "a.b.c", "ref:abc", "." * 50):
         assert home_of(text, None) is None
         assert home_of(text, "beside") == "beside"
+
+
+@pytest.mark.parametrize("member", ["jti", "idempotency_key"])
+def test_a_claim_that_is_no_text_leads_nowhere_and_the_trigger_is_sent(member: str) -> None:
+    claims = base64.urlsafe_b64encode(b'{"uses":"once","%s":"\\ud800"}' % member.encode()).rstrip(b"=").decode()
+    for form in Form:
+        assert trigger_of(Emission(form, "j", {}, None, None, None), f"x.{claims}.y").key is None
+    assert home_of(f"x.{claims}.y", "beside") == "beside"
 
 
 def test_a_form_that_marks_its_value_by_the_job_needs_one() -> None:
