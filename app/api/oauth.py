@@ -82,9 +82,9 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     @post(REVOKE, status_code=200, opt=described.operation(described.POST_REVOKE))
     async def revoke(request: Request[Any, Any, Any]) -> ASGIResponse:
         client, form = await _client(service, request)
-        caller = await _honoured(service, required(form, "token"), EVERY_CLASS)
-        if caller is not None:  # one that is not honoured is as good as revoked (RFC 7009 section 2.2)
-            claims, ours = caller.claims, service.settings.issuer.issuer
+        claims = await _revocable(service, required(form, "token"))
+        if claims is not None:
+            ours = service.settings.issuer.issuer
             record = issuing.of(claims.jti)
             owners = {claims.sub, record.identity} if record is not None else {claims.sub}
             if claims.iss != ours or client.identity.name not in owners:
@@ -115,6 +115,24 @@ async def _honoured(service: Service, unverified_token: str, classes: Classes) -
         return None
     caller = Caller(verified.claims, emitter(verified.claims))
     return caller if caller.fault(service.tables.world) is None else None
+
+
+async def _revocable(service: Service, unverified_token: str) -> Claims | None:
+    """The claims of a token that may yet be good; None for what no gate will ever take (RFC 7009 section 2.2).
+
+    One that is merely not honoured now, because its identity is disabled or its time has not come, is revoked like any
+    other. Raises Problem when it cannot be told.
+    """
+    try:
+        claims = (await verified_as(service.tables, unverified_token, EVERY_CLASS)).claims
+    except Problem as problem:
+        if problem.code == "kid_unknown":
+            raise Problem("not_ready", "the token's key is not known here, or not yet") from None
+        if problem.status == 503:
+            raise
+        return None
+    over = claims.exp + service.settings.gate.grace_s <= time.time()
+    return None if over or service.tables.world.revocations.covers(claims) else claims
 
 
 # ── what is asked for ──
