@@ -15,8 +15,9 @@ from typing import Any, Final
 import msgspec
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.response import Stream
 from litestar.response.base import ASGIResponse
+from litestar.response.streaming import ASGIStreamingResponse
+from litestar.types import Receive, Scope, Send
 
 from app.api import operations as described
 from app.api.caller import Caller, identify
@@ -34,6 +35,7 @@ READERS: Final = {**CLASSES, **USER_CLASSES}  # who emitted, and the person it e
 TRIGGER_ID: Final = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,17})")
 KEEP_ALIVE_S: Final = 15.0
 CHECK_EVERY_S: Final = 1.0  # whether the token is still honoured, and the reader still there
+EMITTER_STREAMS_MAX: Final = 20  # of one emitter at once, so that none takes all of serve.streams_max
 RESUME_MAX: Final = 500_000  # receipts, of everyone, between where a stream resumes and the end
 EXPLAIN_TIMEOUT_S: Final = 10.0
 _NOWHERE: Final = 1 << 50  # an offset that no trigger has: a dry run is no trigger's retry
@@ -59,17 +61,11 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
         return answer(value, headers={"Cache-Control": "private, no-store"})
 
     @get("/v1/receipts/stream", opt=described.operation(described.GET_STREAM))
-    async def stream(request: Request[Any, Any, Any]) -> Stream:
+    async def stream(request: Request[Any, Any, Any]) -> ASGIResponse:
         headers = headers_of(request.scope)
         caller = await identify(service.tables, bearer_token(headers), READERS)
         starts = _positions_of(headers.get("last-event-id"), service.receipts.lanes)
-        if service.stopping.is_set() or service.receipts.subscriptions >= service.settings.serve.streams_max:
-            raise Problem("overloaded")
-        return Stream(
-            _events(service, caller, starts),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        return _Following(service, caller, _subscribed(service, caller), starts)
 
     @post("/v1/explain", status_code=200, opt=described.operation(described.POST_EXPLAIN))
     async def explain(request: Request[Any, Any, Any]) -> ASGIResponse:
@@ -116,9 +112,41 @@ def _event(positions: list[int], receipt: bytes) -> bytes:
     return b"event: receipt\nid: " + where + b"\ndata: " + receipt + b"\n\n"
 
 
-async def _events(service: Service, caller: Caller, starts: list[int] | None) -> AsyncIterator[bytes]:
+class _Following(ASGIStreamingResponse):
+    """A stream that has its place from the moment it was let in, and gives it back however it ends."""
+
+    __slots__ = ("_receipts", "_subscription")
+
+    def __init__(self, service: Service, caller: Caller, subscription: Subscription, starts: list[int] | None) -> None:
+        super().__init__(
+            iterator=_events(service, caller, subscription, starts),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._receipts, self._subscription = service.receipts, subscription
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._receipts.unsubscribe(self._subscription)
+
+
+def _subscribed(service: Service, caller: Caller) -> Subscription:
+    """A place among the streams, taken where it is counted. Raises Problem where there is none."""
+    everyones, its_own = service.receipts.subscriptions(caller.emitter)
+    if service.stopping.is_set() or everyones >= service.settings.serve.streams_max:
+        raise Problem("overloaded")
+    if its_own >= EMITTER_STREAMS_MAX:
+        raise Problem("overloaded", f"{its_own} streams of this emitter are open here")
+    return service.receipts.subscribe(caller.emitter)
+
+
+async def _events(
+    service: Service, caller: Caller, subscription: Subscription, starts: list[int] | None
+) -> AsyncIterator[bytes]:
     """The caller's receipts for ever: until its token is no longer honoured, or it reads too slowly."""
-    with service.receipts.subscribed(caller.emitter) as subscription, STREAMS.track_inprogress():
+    with STREAMS.track_inprogress():
         positions = list(subscription.positions)
         # So that one who is cut off before the first receipt can resume, too.
         yield b"retry: %d\nid: %s\n\n" % (RETRY_AFTER_S * 1000, ".".join(map(str, starts or positions)).encode())
@@ -129,16 +157,24 @@ async def _events(service: Service, caller: Caller, starts: list[int] | None) ->
             yield chunk
 
 
-async def _missed(service: Service, caller: Caller, starts: list[int], ends: list[int]) -> AsyncIterator[bytes]:
-    """What came between. Lanes not yet read keep the position they were asked for."""
-    receipts, at = service.receipts, list(starts)
+async def _missed(service: Service, caller: Caller, starts: list[int], positions: list[int]) -> AsyncIterator[bytes]:
+    """What came between, and where what is live goes on: never before a lane's start, as this instance may be behind.
+
+    Lanes not yet read keep the position they were asked for. What is no longer there, or never was, is told as a gap.
+    """
+    receipts, ends, tables = service.receipts, list(positions), service.tables
     marks = [await receipts.cluster.watermarks((receipts.topic, lane)) for lane in range(receipts.lanes)]
-    at = [max(start, mark.start) for start, mark in zip(at, marks, strict=True)]
-    if sum(max(end - start, 0) for start, end in zip(at, ends, strict=True)) > RESUME_MAX:
-        yield b": too far back\n\nevent: gap\ndata: {}\n\n"
+    at = [min(max(start, mark.start), mark.high) for start, mark in zip(starts, marks, strict=True)]
+    positions[:] = map(max, at, ends)
+    too_far = sum(max(end - start, 0) for start, end in zip(at, ends, strict=True)) > RESUME_MAX
+    if too_far or at != starts:
+        yield b": not all of it is there\n\nevent: gap\ndata: {}\n\n"
+    if too_far:
         return
     for lane, end in enumerate(ends):
         async for chunk, position in receipts.cluster.read((receipts.topic, lane), at[lane], end):
+            if caller.fault(tables.world) is not None:
+                return
             for record in chunk:
                 if record.value is not None and emitter_of(record.value) == caller.emitter:
                     at[lane] = record.offset + 1
@@ -156,6 +192,8 @@ async def _live(
             told = await subscription.next(CHECK_EVERY_S)
         except StopAsyncIteration:
             return
+        if told is not None and told.next_offset <= positions[told.lane]:
+            continue  # its reader has had it, of an instance that is ahead of this one
         if told is not None:
             positions[told.lane] = told.next_offset
             yield _event(positions, told.receipt)

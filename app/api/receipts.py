@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -103,9 +103,9 @@ class Receipts:
     def positions(self) -> list[int]:
         return [tail.position for tail in self._tails]
 
-    @property
-    def subscriptions(self) -> int:
-        return len(self._subscriptions)
+    def subscriptions(self, emitter: str) -> tuple[int, int]:
+        """How many there are, and how many of them are this emitter's."""
+        return len(self._subscriptions), sum(each.emitter == emitter for each in self._subscriptions)
 
     def complaint(self) -> str | None:
         if self._task is None or not self._current:
@@ -214,15 +214,14 @@ class Receipts:
         for subscription in self._subscriptions:
             subscription.end()
 
-    @contextlib.contextmanager
-    def subscribed(self, emitter: str) -> Iterator[Subscription]:
-        """Follow an emitter's receipts from here on."""
+    def subscribe(self, emitter: str) -> Subscription:
+        """Follow an emitter's receipts from here on, until `unsubscribe`."""
         subscription = Subscription(emitter, self.positions)
         self._subscriptions.add(subscription)
-        try:
-            yield subscription
-        finally:
-            self._subscriptions.discard(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self._subscriptions.discard(subscription)
 
 
 def emitter_of(value: bytes) -> str | None:

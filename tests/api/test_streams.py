@@ -1,0 +1,136 @@
+"""The stream of receipts where it is resumed: over what retention took, at an instance that is behind, by the revoked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api import reading, server
+from app.api.application import public
+from app.api.receipts import Receipts
+from app.stream.log import Watermarks
+from tests.api.closed import unconnected
+from tests.api.test_caller import live, tables
+from tests.support.tokens import token
+
+
+def record(offset: int) -> Any:
+    value = b'{"trigger_id":"0-%d","outcome":"accepted","emitter":"me"}' % offset
+    return SimpleNamespace(offset=offset, key=b"0-%d" % offset, value=value, appended_at_ms=0)
+
+
+class Lane:
+    """One lane of receipts, every one of them ours."""
+
+    def __init__(self, start: int, high: int) -> None:
+        self.start, self.high = start, high
+
+    async def watermarks(self, _: Any) -> Watermarks:
+        return Watermarks(self.start, self.high)
+
+    async def read(self, _: Any, start: int, end: int) -> AsyncIterator[tuple[list[Any], int]]:
+        for offset in range(start, end):
+            yield [record(offset)], offset + 1
+
+
+class Reader:
+    """One who is honoured until told otherwise."""
+
+    emitter = "me"
+    honoured = True
+
+    def fault(self, _: Any) -> str | None:
+        return None if self.honoured else "token_revoked"
+
+
+def stream(start: int, high: int, position: int, resume_at: int, caller: Any = None) -> tuple[Receipts, Any]:
+    """The events from `resume_at` on at an instance that has read up to `position`."""
+    receipts = Receipts(Lane(start, high), "receipts", 1, 1_000)  # type: ignore[arg-type]
+    receipts._tails = [SimpleNamespace(position=position)]  # type: ignore[list-item]
+    service: Any = SimpleNamespace(receipts=receipts, tables=SimpleNamespace(world=None))
+    return receipts, reading._events(service, caller or Reader(), receipts.subscribe("me"), [resume_at])
+
+
+async def of(events: Any, count: int) -> list[str]:
+    """The ids of the next events, `gap` for one."""
+    told = []
+    while len(told) < count:
+        event = (await asyncio.wait_for(anext(events), 10)).decode()
+        told.append("gap" if "event: gap" in event else event.partition("id: ")[2].splitlines()[0])
+    return told
+
+
+async def test_receipts_that_retention_took_are_told_as_a_gap() -> None:
+    _, events = stream(start=100, high=103, position=103, resume_at=10)
+    assert await of(events, 5) == ["10", "gap", "101", "102", "103"]
+
+
+async def test_a_stream_that_misses_nothing_tells_of_no_gap() -> None:
+    _, events = stream(start=100, high=103, position=103, resume_at=100)
+    assert await of(events, 4) == ["100", "101", "102", "103"]
+
+
+async def test_an_instance_that_is_behind_tells_nothing_twice_and_ids_never_run_backwards() -> None:
+    receipts, events = stream(start=0, high=106, position=100, resume_at=104)
+    assert await of(events, 1) == ["104"]
+    following = asyncio.create_task(of(events, 2))
+    await asyncio.sleep(0.05)
+    for offset in range(100, 106):
+        receipts._arrived(0, record(offset))
+    assert await following == ["105", "106"]
+
+
+async def test_a_position_that_the_topic_has_never_had_is_a_gap_and_the_stream_goes_on_from_its_end() -> None:
+    receipts, events = stream(start=0, high=100, position=100, resume_at=9_999)
+    assert await of(events, 2) == ["9999", "gap"]
+    following = asyncio.create_task(of(events, 1))
+    await asyncio.sleep(0.05)
+    receipts._arrived(0, record(100))
+    assert await following == ["101"]
+
+
+async def test_one_who_is_revoked_while_resuming_is_told_no_more() -> None:
+    reader = Reader()
+    _, events = stream(start=0, high=5_000, position=5_000, resume_at=0, caller=reader)
+    assert await of(events, 3) == ["0", "1", "2"]
+    reader.honoured = False
+    assert [event async for event in events] == []
+
+
+async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_than_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "EMITTER_STREAMS_MAX", 3)
+    service = unconnected(tmp_path, streams_max=5)
+    service.tables = tables()
+    listener = server._listen("serve.port", "127.0.0.1", 0)
+    serving = server._Server(server._config(public(service), service.settings.serve, tls=False))
+    task = asyncio.create_task(serving.serve([listener]))
+    while not serving.started:  # noqa: ASYNC110 - it has no event for it
+        await asyncio.sleep(0.01)
+    url = f"http://{server._address(listener)}/v1/receipts/stream"
+    one, two = ({"authorization": f"Bearer {token(claims=live(sub=sub))}"} for sub in ("service:ci", "service:other"))
+    async with httpx.AsyncClient(timeout=10) as client:
+        opened = [client.send(client.build_request("GET", url, headers=who), stream=True) for who in [one] * 8]
+        answers = list(await asyncio.gather(*opened))
+        assert sorted(answer.status_code for answer in answers) == [200] * 3 + [503] * 5
+        opened = [client.send(client.build_request("GET", url, headers=who), stream=True) for who in [two] * 8]
+        answers += await asyncio.gather(*opened)
+        assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 11
+        for answer in answers:
+            await answer.aclose()
+        for _ in range(500):
+            if service.receipts.subscriptions("") == (0, 0):
+                break
+            await asyncio.sleep(0.01)
+    assert service.receipts.subscriptions("") == (0, 0)
+    serving.should_exit = True
+    service.receipts.let_go()
+    await task
+    await service.cluster.stop()
