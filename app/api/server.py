@@ -45,7 +45,7 @@ async def _run(settings: Settings, found: Deployment) -> None:
     serve = settings.serve
     async with AsyncExitStack() as stack:
         outside, inside = (
-            stack.enter_context(contextlib.closing(_listen(*where)))
+            stack.enter_context(contextlib.closing(_bound(*where)))
             for where in (
                 ("serve.port", serve.host, serve.port, serve.reuse_port),
                 ("serve.internal_port", serve.internal_host, serve.internal_port),
@@ -53,6 +53,8 @@ async def _run(settings: Settings, found: Deployment) -> None:
         )
         _warn_if_exposed(serve)
         service = await stack.enter_async_context(serving(settings, found))
+        _listen("serve.port", outside)
+        _listen("serve.internal_port", inside)
         servers = [
             (_Server(_config(public(service), serve, tls=True)), outside),
             (_Server(_config(internal(service), serve, tls=False)), inside),
@@ -83,7 +85,8 @@ async def _until_told(service: Service, servers: list[tuple[_Server, socket.sock
             raise result
 
 
-def _listen(setting: str, host: str, port: int, reuse_port: bool = False) -> socket.socket:
+def _bound(setting: str, host: str, port: int, reuse_port: bool = False) -> socket.socket:
+    """A socket at its address that is given no connections yet: the kernel shares those of one port among listeners."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -94,16 +97,25 @@ def _listen(setting: str, host: str, port: int, reuse_port: bool = False) -> soc
             if reuse_port:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
-            listener.listen(BACKLOG)
             listener.setblocking(False)
         except BaseException:
             listener.close()
             raise
     except OSError as error:
-        raise ConfigError(
-            f"{host}:{port} cannot be listened on ({error.strerror}): set {setting} (0: a free one)"
-        ) from None
+        raise _unusable(setting, f"{host}:{port}", error) from None
     return listener
+
+
+def _listen(setting: str, listener: socket.socket) -> None:
+    """From here on the kernel gives it connections."""
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # another that was bound as early has begun to listen
+        raise _unusable(setting, _address(listener), error) from None
+
+
+def _unusable(setting: str, address: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{address} cannot be listened on ({error.strerror}): set {setting} (0: a free one)")
 
 
 def _address(listener: socket.socket) -> str:
@@ -157,6 +169,7 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._head_bytes = 0
+            self._others = False
             self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -172,11 +185,14 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._deadline.cancel()
             self._head_bytes = -1
+            self._others = True
             super().on_headers_complete()
 
         def data_received(self, data: bytes) -> None:
+            # What came with the end of another request is not all of this one's head: counting begins with the next.
+            self._others = self._head_bytes < 0
             super().data_received(data)
-            if self._head_bytes >= 0 and not self.transport.is_closing():
+            if self._head_bytes >= 0 and not self._others and not self.transport.is_closing():
                 self._head_bytes += len(data)
                 if self._head_bytes > serve.headers_max_bytes:
                     self._refuse()

@@ -65,7 +65,7 @@ def closed_door(directory: Path, **serve: Any) -> Iterator[Closed]:
 
     async def run() -> None:
         service = unconnected(directory, **serve)
-        listeners = [server._listen("serve.port", "127.0.0.1", 0) for _ in range(2)]
+        listeners = [server._bound("serve.port", "127.0.0.1", 0) for _ in range(2)]
         addresses.extend(server._address(each) for each in listeners)
         made = [public(service), internal(service)]
         servers = [server._Server(server._config(app, service.settings.serve, tls=False)) for app in made]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import httpx
 import pytest
 
+from app.api import server
 from app.api.problems import FAULTS, Problem
+from app.config import ConfigError
 from app.gate.reasons import BY_CODE, REASONS
 from tests.api.closed import Closed, closed_door
 from tests.support.tokens import public_jwk, token
@@ -139,6 +144,43 @@ def test_headers_beyond_the_limit_are_refused_whole_or_without_end(door: Closed,
         except OSError:
             pass  # it has closed
         assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_beginning_of_a_next_request_may_come_with_the_end_of_a_large_body(tmp_path: Path, apart: bool) -> None:
+    body, following = b'{"a":"' + b"x" * 20_000 + b'"}', b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = (
+        b"POST /v1/triggers/j HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x.e30.y\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    first = [head, body + following[:10]] if apart else [head + body + following[:10]]
+    with closed_door(tmp_path, headers_max_bytes=HEADERS_MAX) as door:
+        host, _, port = door.public_at.partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as wire:
+            for segment in (*first, following[10:]):
+                wire.sendall(segment)
+                time.sleep(0.3)
+            assert wire.recv(65_536).startswith(b"HTTP/1.1 503 ")
+
+
+def test_an_instance_that_is_not_ready_is_given_no_connections_of_the_port_it_shares() -> None:
+    with closing(server._bound("serve.port", "127.0.0.1", 0, reuse_port=True)) as ready:
+        server._listen("serve.port", ready)
+        port = ready.getsockname()[1]
+        with closing(server._bound("serve.port", "127.0.0.1", port, reuse_port=True)), ExitStack() as wires:
+            for _ in range(50):
+                wires.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            for _ in range(50):  # else it would block
+                wires.enter_context(closing(ready.accept()[0]))
+
+
+def test_of_two_that_were_bound_to_one_port_the_later_one_to_listen_is_told() -> None:
+    with ExitStack() as bound:
+        first = bound.enter_context(closing(server._bound("serve.port", "127.0.0.1", 0)))
+        second = bound.enter_context(closing(server._bound("serve.port", "127.0.0.1", first.getsockname()[1])))
+        server._listen("serve.port", first)
+        with pytest.raises(ConfigError, match=r"serve\.port"):
+            server._listen("serve.port", second)
 
 
 def test_what_is_not_there_is_a_problem_too(client: httpx.Client) -> None:

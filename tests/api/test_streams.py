@@ -109,7 +109,7 @@ async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_th
     monkeypatch.setattr(reading, "EMITTER_STREAMS_MAX", 3)
     service = unconnected(tmp_path, streams_max=5)
     service.tables = tables()
-    listener = server._listen("serve.port", "127.0.0.1", 0)
+    listener = server._bound("serve.port", "127.0.0.1", 0)
     serving = server._Server(server._config(public(service), service.settings.serve, tls=False))
     task = asyncio.create_task(serving.serve([listener]))
     while not serving.started:  # noqa: ASYNC110 - it has no event for it
