@@ -141,7 +141,8 @@ class Serve(Section, frozen=True):
     tls_certfile: Annotated[File, about("PEM of the public listener's chain; none: plain HTTP, behind a proxy")] = None
     tls_keyfile: Annotated[File, about("PEM of its private key, if that is another file")] = None
     public_url: Annotated[
-        str | None, about("where clients reach us, without a slash at the end; default as they say")
+        str | None,
+        about("where clients reach us, without a slash at the end; without it only clients of this machine are told"),
     ] = None
     issues: Annotated[
         bool, about("issue tokens here; takes the issuer's keys, and a principal that is an issuer too")

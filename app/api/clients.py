@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from litestar import Request
+from litestar.types import HTTPScope
 
 from app.api.forms import Form, OAuthError
-from app.api.requests import Headers
+from app.api.requests import TOKEN, Headers, own_address
 from app.authority.assertion import check_assertion, kid_of, named_by
 from app.authority.identities import Identity, check_secret, secret_id
 from app.authority.rights import Rights
@@ -58,7 +59,7 @@ class Clients:
     async def authenticate(self, request: Request[Any, Any, Any], headers: Headers, form: Form) -> Client:
         """Raises OAuthError: `invalid_client`, or that it has to wait."""
         presented = presented_by(headers, form)
-        client = self._client(presented)
+        client = self._client(presented, self._named_at(request.scope))
         if client is not None:
             return client
         address = request.client.host if request.client is not None else ""
@@ -71,16 +72,21 @@ class Clients:
             await self.on_failure(presented.claimed)
         raise _unproven("no such client, or not its credential")
 
-    def _client(self, presented: Presented) -> Client | None:
+    def _client(self, presented: Presented, audiences: frozenset[str]) -> Client | None:
         identity = self._rights.known(presented.claimed, self._issuer)
         now_s = int(time.time())
         if presented.unverified_assertion is not None:
-            proven = check_assertion(identity, presented.unverified_assertion, self._audiences, now_s, self._grace_s)
+            proven = check_assertion(identity, presented.unverified_assertion, audiences, now_s, self._grace_s)
             if proven is None or identity is None or self._was_shown(identity.name, proven.jti, proven.exp, now_s):
                 return None
             return Client(identity, proven.credential_id)
         credential = check_secret(identity, presented.unverified_secret or "", now_s)
         return Client(identity, credential.id) if identity is not None and credential is not None else None
+
+    def _named_at(self, scope: HTTPScope) -> frozenset[str]:
+        """What an assertion may be for: what is configured, and to a client on this machine where it has reached us."""
+        own = own_address(scope)
+        return self._audiences if own is None else self._audiences | {own, own + TOKEN}
 
     def _failed(self, address: str, presented: Presented) -> int:
         """Count a failure; how many seconds to wait, where there were too many before it."""

@@ -5,7 +5,6 @@ and by nothing here.
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any, Final, get_args
 
@@ -22,8 +21,8 @@ from app.api.clients import Client
 from app.api.forms import NO_STORE, Form, OAuthError, form_of, required
 from app.api.issuing import Issuing, Wanted
 from app.api.problems import Problem
-from app.api.requests import answer, headers_of
-from app.api.service import TOKEN, Service
+from app.api.requests import TOKEN, answer, headers_of, own_address
+from app.api.service import Service
 from app.authority.decide import Denied
 from app.authority.identities import CLIENT_ALGORITHMS
 from app.gate.claims import GRANT_TYPE, Claims, HostClaims, Uses, nested
@@ -40,7 +39,6 @@ LIFETIME_DEFAULT_S: Final = 300  # the field's clients do not say; `lifetime_s` 
 JOB_SCOPE: Final = "job:"  # and the job's name: for clients that know scopes and no authorization_details
 AUTH_METHODS: Final = ("client_secret_basic", "client_secret_post", "private_key_jwt")
 _GRANT: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256"))
-_HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _KNOWN: Final = frozenset((
     "grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type", "scope",
     "authorization_details", "uses", "lifetime_s", "idempotency_key", "subject",
@@ -94,7 +92,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
 
     @get(METADATA, opt=described.operation(described.GET_METADATA))
     async def metadata(request: Request[Any, Any, Any]) -> ASGIResponse:
-        return answer(orjson.dumps(_metadata(service, request)))
+        return answer(orjson.dumps(_metadata(service, request)), headers=NO_STORE)
 
     return [token, introspect, revoke, metadata]
 
@@ -259,8 +257,13 @@ def _metadata(service: Service, request: Request[Any, Any, Any]) -> dict[str, An
 
 
 def _base_of(request: Request[Any, Any, Any]) -> str:
-    """As the client has addressed us, where no public_url is configured."""
-    host = request.headers.get("host", "")
-    if not _HOST.fullmatch(host):
-        raise Problem("request_malformed", "the Host header names no host")
-    return f"{request.scope['scheme']}://{host}"
+    """Without a public_url, who asks on this machine is told its own address, and nobody anything else.
+
+    Which name and scheme others reach us by, a Host header does not prove: secrets would be sent to wherever it says,
+    and in clear behind a proxy that ends TLS.
+    """
+    own = own_address(request.scope)
+    named = request.headers.get("host", "").replace("localhost:", "127.0.0.1:")
+    if own is None or named != own.partition("://")[2]:
+        raise Problem("not_found", "ops: set serve.public_url, for where clients reach this is not known")
+    return own

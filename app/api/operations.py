@@ -216,7 +216,7 @@ GET_METADATA: Final[Operation] = {
     "operationId": "metadata",
     "tags": ["authority"],
     "summary": "Where the OAuth endpoints are and what they take (RFC 8414)",
-    "responses": {"200": {"description": "metadata", **_content(JSON, {"type": "object"})}, **_refusals(400, 431, 500)},
+    "responses": {"200": {"description": "metadata", **_content(JSON, {"type": "object"})}, **_refusals(404, 431, 500)},
 }
 POST_TOKENS: Final[Operation] = {
     "operationId": "issueToken",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -16,6 +17,7 @@ from app.gate.strict_json import JSONRefused, loads_object
 
 BODY_TIMEOUT_S: Final = 20.0
 JSON: Final = "application/json"
+TOKEN: Final = "/oauth/token"  # noqa: S105 - a path
 _READ: Final = frozenset({
     b"authorization", b"idempotency-key", b"tollgate-correlation-id", b"traceparent", b"content-type",
     b"content-encoding", b"content-length", b"last-event-id",
@@ -39,6 +41,17 @@ def headers_of(scope: HTTPScope) -> Headers:
             except UnicodeDecodeError:
                 raise Problem("headers_malformed", f"{text} is not UTF-8 text") from None
     return found
+
+
+def own_address(scope: HTTPScope) -> str | None:
+    """Where a client on this machine has reached us, as the socket says; None: it came from elsewhere."""
+    host, port = scope["server"] or ("", None)
+    try:
+        if not ipaddress.ip_address(host).is_loopback:
+            return None
+    except ValueError:
+        return None
+    return f"{scope['scheme']}://[{host}]:{port}" if ":" in host else f"{scope['scheme']}://{host}:{port}"
 
 
 def bearer_token(headers: Headers) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 from app.api.clients import Clients
 from app.api.issuing import Issuing
 from app.api.keys import PublicKeys
 from app.api.publisher import Publisher
 from app.api.receipts import Receipts
+from app.api.requests import TOKEN
 from app.api.search import Search
 from app.api.used import Used
 from app.authority.rights import Rights
@@ -21,8 +21,6 @@ from app.stream.inquiry import connected
 from app.stream.tables import Tables
 from app.stream.topic_check import Deployment
 from app.stream.topics import Topic
-
-TOKEN: Final = "/oauth/token"  # noqa: S105 - a path
 
 
 class Service:

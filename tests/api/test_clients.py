@@ -21,7 +21,8 @@ SECRET = secret_text("00" * 8, bytes(32))
 class Asking:
     """As much of a request as is looked at."""
 
-    def __init__(self, address: str = "192.0.2.1") -> None:
+    def __init__(self, address: str = "192.0.2.1", reached: str = "192.0.2.9") -> None:
+        self.scope = {"server": (reached, 8080), "scheme": "http"}
         self.client = type("Address", (), {"host": address})()
 
 
@@ -122,3 +123,18 @@ async def test_a_refusal_costs_one_hash_whether_or_not_the_client_exists(
         hashed.clear()
         assert (await told(known, headers))[0] == 401
         assert len(hashed) == 1
+
+
+@pytest.mark.parametrize(
+    ("reached", "audiences"),
+    [
+        ("192.0.2.9", {ISSUER}),
+        ("127.0.0.1", {ISSUER, "http://127.0.0.1:8080", "http://127.0.0.1:8080/oauth/token"}),
+        ("::1", {ISSUER, "http://[::1]:8080", "http://[::1]:8080/oauth/token"}),
+    ],
+)
+def test_an_assertion_may_be_for_where_a_client_of_this_machine_has_reached_us(
+    known: Clients, reached: str, audiences: set[str]
+) -> None:
+    asking: Any = Asking(reached=reached)
+    assert known._named_at(asking.scope) == audiences

@@ -146,6 +146,21 @@ def test_headers_beyond_the_limit_are_refused_whole_or_without_end(door: Closed,
         assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
 
 
+def test_where_secrets_are_to_be_sent_is_told_to_this_machine_or_as_configured(tmp_path: Path, door: Closed) -> None:
+    path, port = "/.well-known/oauth-authorization-server", door.public_at.rpartition(":")[2]
+    for host in (door.public_at, f"localhost:{port}"):
+        answer = httpx.get(door.url + path, headers={"host": host})
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.json()["token_endpoint"] == f"{door.url}/oauth/token"
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", "tollgate.example"):
+        answer = httpx.get(door.url + path, headers={"host": host, "x-forwarded-proto": "https"})
+        assert problem_of(answer) == (404, "not_found")
+        assert "serve.public_url" in answer.json()["detail"]
+    with closed_door(tmp_path, public_url="https://tollgate.example") as configured:
+        told = httpx.get(configured.url + path, headers={"host": "evil.example"}).json()
+    assert told["token_endpoint"] == "https://tollgate.example/oauth/token"
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_the_beginning_of_a_next_request_may_come_with_the_end_of_a_large_body(tmp_path: Path, apart: bool) -> None:
     body, following = b'{"a":"' + b"x" * 20_000 + b'"}', b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
