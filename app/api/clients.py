@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -18,6 +18,7 @@ from litestar import Request
 from litestar.types import HTTPScope
 
 from app.api.forms import Form, OAuthError
+from app.api.problems import Problem
 from app.api.requests import TOKEN, Headers, own_address
 from app.authority.assertion import check_assertion, kid_of, named_by
 from app.authority.identities import Identity, check_secret, secret_id
@@ -26,7 +27,8 @@ from app.authority.rights import Rights
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 FAILURES_MAX: Final = 10  # of one address with one name and one credential's id, within the window
 WINDOW_S: Final = 60.0
-REMEMBERED_MAX: Final = 50_000  # addresses with names and ids; and assertions
+REMEMBERED_MAX: Final = 50_000  # addresses with names and ids
+ASSERTIONS_MAX: Final = 20_000  # of one identity that are remembered: its own, so that it silences nobody else
 _ID_MAX_CHARACTERS: Final = 128  # of what a stranger writes, as much as is remembered
 
 
@@ -54,6 +56,7 @@ class Clients:
         self._rights, self._issuer, self._audiences, self._grace_s = rights, issuer, audiences, grace_s
         self._failures: OrderedDict[tuple[str, str, str], deque[float]] = OrderedDict()
         self._shown: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._shown_by: Counter[str] = Counter()
         self.on_failure: Callable[[str], Awaitable[None]] | None = None
 
     async def authenticate(self, request: Request[Any, Any, Any], headers: Headers, form: Form) -> Client:
@@ -104,12 +107,16 @@ class Clients:
     def _was_shown(self, name: str, jti: str, exp: int, now_s: int) -> bool:
         """An assertion is for one request. This process remembers; another may be shown it once more."""
         while self._shown and next(iter(self._shown.values())) + self._grace_s < now_s:
-            self._shown.popitem(last=False)
+            (of, _), _ = self._shown.popitem(last=False)
+            self._shown_by[of] -= 1
+            if not self._shown_by[of]:
+                del self._shown_by[of]
         if (name, jti) in self._shown:
             return True
-        if len(self._shown) >= REMEMBERED_MAX:
-            raise OAuthError("temporarily_unavailable", "too many ask at once", "overloaded", 503)
+        if self._shown_by[name] >= ASSERTIONS_MAX:
+            raise Problem("overloaded", "too many assertions of this client are not over yet")
         self._shown[name, jti] = exp
+        self._shown_by[name] += 1
         return False
 
 
@@ -117,8 +124,11 @@ def presented_by(headers: Headers, form: Form) -> Presented:
     """One way to prove it, no more (RFC 6749 section 2.3)."""
     basic = headers.get("authorization")
     assertion, secret, client_id = form.get("client_assertion"), form.get("client_secret"), form.get("client_id")
-    if sum(each is not None for each in (basic, assertion, secret)) != 1:
-        raise _unproven("show one credential: a secret or an assertion")
+    shown = sum(each is not None for each in (basic, assertion, secret))
+    if shown > 1:  # RFC 6749 section 5.2
+        raise OAuthError("invalid_request", "show one credential, not several", "client_unauthenticated")
+    if shown == 0:
+        raise _unproven("show a credential: a secret or an assertion")
     if basic is not None:
         name, secret = _basic(basic)
     elif assertion is not None:
@@ -129,8 +139,8 @@ def presented_by(headers: Headers, form: Form) -> Presented:
         name = client_id or ""
     if client_id is not None and client_id != name:
         raise _unproven("client_id names another client")
-    shown = kid_of(assertion) if assertion is not None else secret_id(secret or "")
-    return Presented(name, secret, assertion, shown)
+    named = kid_of(assertion) if assertion is not None else secret_id(secret or "")
+    return Presented(name, secret, assertion, named)
 
 
 def _unproven(words: str) -> OAuthError:

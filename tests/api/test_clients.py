@@ -11,6 +11,7 @@ import pytest
 from app.api import clients
 from app.api.clients import Clients, Presented, presented_by
 from app.api.forms import OAuthError
+from app.api.problems import Problem
 from app.authority.identities import Identity, identity_key, keep_secret, secret_text
 from app.authority.rights import Rights
 
@@ -63,14 +64,35 @@ async def test_whatever_is_wrong_is_told_alike(known: Clients) -> None:
     ("headers", "form"),
     [
         ({}, {}), ({}, {"client_id": "svc:ci"}), ({"authorization": "Bearer x"}, {}), ({"authorization": "Basic ?"}, {}),
-        ({"authorization": "Basic YQ=="}, {}), (basic("svc:ci", SECRET), {"client_secret": SECRET}),
-        (basic("svc:ci", SECRET), {"client_id": "svc:other"}), ({}, {"client_secret": "x", "client_assertion": "y"}),
+        ({"authorization": "Basic YQ=="}, {}), (basic("svc:ci", SECRET), {"client_id": "svc:other"}),
     ],
 )  # fmt: skip
 def test_one_way_to_prove_it_and_no_other(headers: dict[str, str], form: dict[str, str]) -> None:
     with pytest.raises(OAuthError) as refused:
         presented_by(headers, form)
     assert (refused.value.status, refused.value.error) == (401, "invalid_client")
+
+
+@pytest.mark.parametrize(
+    ("headers", "form"),
+    [(basic("svc:ci", SECRET), {"client_secret": SECRET}), ({}, {"client_secret": "x", "client_assertion": "y"})],
+)
+def test_two_ways_at_once_are_no_request(headers: dict[str, str], form: dict[str, str]) -> None:
+    with pytest.raises(OAuthError) as refused:
+        presented_by(headers, form)
+    assert (refused.value.status, refused.value.error) == (400, "invalid_request")
+
+
+def test_one_client_s_assertions_silence_no_other(known: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "ASSERTIONS_MAX", 3)
+    assert not any(known._was_shown("svc:busy", f"j{number}", 1_000, 900) for number in range(3))
+    with pytest.raises(Problem) as refused:
+        known._was_shown("svc:busy", "j3", 1_000, 900)
+    assert refused.value.code == "overloaded"
+    assert known._was_shown("svc:busy", "j2", 1_000, 900)
+    assert not known._was_shown("svc:ci", "j3", 1_000, 900)
+    assert not known._was_shown("svc:busy", "j3", 2_000, 1_061)  # the first are over, and their places free
+    assert known._shown_by == {"svc:busy": 1}
 
 
 def test_a_secret_may_hold_no_colon_so_a_name_may() -> None:
