@@ -42,16 +42,17 @@ FAULTS: Final = (
     Fault("issue_denied", 403, "the client may not have this token issued", "the member denial names the reason"),
     Fault("revocation_denied", 403, "the token is not the client's, or not out", "ops: `tollgate token revoke`"),
     Fault("keys_unpublished", 404, "no public keys are published here", "ops: `tollgate keys generate`"),
-    Fault("kafka_unavailable", 503, "Kafka did not take the trigger; nothing was published", "send it again",
+    Fault("kafka_unavailable", 503, "Kafka did not take it; nothing was written", "send it again",
           transient=True),
-    Fault("outcome_unknown", 503, "Kafka did not say in time whether it has the trigger: it may still be decided",
-          "send it again with the same Idempotency-Key, which starts one job only", transient=True),
+    Fault("outcome_unknown", 503, "Kafka did not say in time whether it has what was asked for: it may still count",
+          "send it again: a trigger with the same Idempotency-Key, which starts one job only", transient=True),
     Fault("overloaded", 503, "too much is under way here", "send it again", transient=True),
     Fault("not_ready", 503, "the view of keys, registry and revocations is not up to date", "send it again",
           transient=True),
     Fault("stopping", 503, "this instance is being stopped", "send it again", transient=True),
     Fault("internal_error", 500, "the door failed on this request; its log has the error", "tell the operators"),
 )  # fmt: skip
+OF_CLIENTS: Final = frozenset(("issue_denied", "revocation_denied"))  # told to clients, which show no bearer token
 _FAULTS: Final = {fault.code: fault for fault in FAULTS}
 
 
@@ -81,7 +82,7 @@ def _headers(status: int, code: str, *, transient: bool) -> dict[str, str]:
     match status:
         case 401:  # RFC 6750 section 3: no error code where no token was shown
             headers["WWW-Authenticate"] = "Bearer" if code == "token_missing" else 'Bearer error="invalid_token"'
-        case 403:
+        case 403 if code not in OF_CLIENTS:
             headers["WWW-Authenticate"] = 'Bearer error="insufficient_scope"'
     return headers
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.api import server
-from app.api.problems import FAULTS, Problem
+from app.api.problems import FAULTS, OF_CLIENTS, Problem
 from app.config import ConfigError
 from app.gate.reasons import BY_CODE, REASONS
 from tests.api.closed import Closed, closed_door
@@ -266,4 +266,12 @@ def test_each_reason_and_each_fault_makes_a_problem_and_no_code_is_both() -> Non
         body = json.loads(problem.body())
         assert (body["reason"], body["title"], body["remedy"]) == (told.code, told.meaning, told.remedy)
         assert ("Retry-After" in problem.headers) == (told.transient or problem.status == 503)
-        assert ("WWW-Authenticate" in problem.headers) == (problem.status in {401, 403})
+        asked = problem.status in {401, 403} and told.code not in OF_CLIENTS
+        assert ("WWW-Authenticate" in problem.headers) == asked
+
+
+@pytest.mark.parametrize("code", ["issue_denied", "revocation_denied"])
+def test_a_client_that_may_not_is_not_asked_for_a_bearer_token(code: str) -> None:
+    assert Problem(code).status == 403
+    assert "WWW-Authenticate" not in Problem(code).headers
+    assert "insufficient_scope" in Problem("job_not_authorized").headers["WWW-Authenticate"]
