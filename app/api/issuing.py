@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from app.api.clients import Client
 from app.api.problems import Problem
+from app.api.producing import Producer
 from app.authority.decide import Allowed, Denied, IssueRequest, may_issue, unauthenticated
 from app.authority.identities import Identity
 from app.authority.records import Issued, Record, issue_denied, issued
@@ -27,7 +27,6 @@ from app.issuer.keystore import Keystore, KeystoreError
 from app.issuer.mint import ClientTokenRequest, Minted, TriggerTokenRequest, issue, new_handle
 from app.logs import Event, log
 from app.stream.cluster import Cluster
-from app.stream.connect import client_options
 from app.stream.log import require_read
 from app.stream.tables import Tables
 from app.stream.topics import Topic
@@ -75,7 +74,7 @@ class Issuing:
         self._topic = Topic.ISSUANCE.named(settings.kafka.prefix)
         self._grants = Topic.GRANTS.named(settings.kafka.prefix)
         self._revocations = Topic.REVOCATIONS.named(settings.kafka.prefix)
-        self._producer: AIOKafkaProducer | None = None
+        self._producer = Producer(settings.kafka)
         self._task: asyncio.Task[None] | None = None
         self._live: dict[str, Issued] = {}  # by jti
         self._swept_s = 0
@@ -85,9 +84,7 @@ class Issuing:
 
     async def start(self) -> None:
         """Returns when every record there is has been read."""
-        producer = AIOKafkaProducer(**client_options(self._settings.kafka), acks="all", enable_idempotence=True)
-        await producer.start()
-        self._producer = producer
+        await self._producer.start()
         partition = (self._topic, 0)
         marks = await self._cluster.watermarks(partition)
         position = marks.start
@@ -107,8 +104,11 @@ class Issuing:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._producer is not None:
-            await self._producer.stop()
+        await self._producer.stop()
+
+    def complaint(self) -> str | None:
+        """Why nothing is issued or revoked, or None."""
+        return "there is no producer of what is issued" if self._producer.current is None else None
 
     async def _follow(self, position: int) -> None:
         wake = asyncio.Event()
@@ -230,13 +230,16 @@ class Issuing:
                 "keep_until_s": keep_until_s}  # fmt: skip
 
     async def _write(self, topic: str, record: Record) -> None:
-        if self._producer is None:
+        producer = self._producer.current
+        if producer is None:
             raise Problem("kafka_unavailable")
         try:
             async with asyncio.timeout(self._settings.serve.publish_timeout_s):
-                await self._producer.send_and_wait(topic, record[1], key=record[0], partition=0)
+                await producer.send_and_wait(topic, record[1], key=record[0], partition=0)
         except (TimeoutError, KafkaError, AssertionError) as error:
             log.error(Event.PUBLISH_FAILED, error=type(error).__name__)
+            if not isinstance(error, TimeoutError):
+                self._producer.renew(producer)
             raise Problem("outcome_unknown") from None
 
 

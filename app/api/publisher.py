@@ -19,14 +19,13 @@ from aiokafka.errors import (
 )
 
 from app.api.problems import Problem
+from app.api.producing import Producer
 from app.config import Settings
 from app.emission import Trigger
 from app.logs import Event, log
-from app.stream.connect import client_options
 from app.stream.topics import TRIGGERS_MAX_BYTES, Topic
 
 UNSETTLED_MAX: Final = 100  # of unknown outcome: Kafka does not answer, so the next is refused at once, unsent
-STOP_TIMEOUT_S: Final = 10.0
 _NEVER_WRITTEN: Final = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, UnknownTopicOrPartitionError)
 
 
@@ -43,38 +42,29 @@ class Publisher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic = Topic.TRIGGERS.named(settings.kafka.prefix)
-        self._producer: AIOKafkaProducer | None = None
+        self._producer = Producer(
+            settings.kafka, compression_type=None, linger_ms=0, max_request_size=TRIGGERS_MAX_BYTES
+        )
         self._under_way = 0
         self._unsettled = 0
-        self._renewing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Raises KafkaError when no broker answers."""
-        producer = AIOKafkaProducer(
-            **client_options(self._settings.kafka), acks="all", enable_idempotence=True, compression_type=None,
-            linger_ms=0, max_request_size=TRIGGERS_MAX_BYTES,
-        )  # fmt: skip
-        await producer.start()
-        self._producer = producer
+        await self._producer.start()
 
     async def stop(self) -> None:
         """What is under way is sent first, as far as Kafka takes it in time."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await _stop(producer)
+        await self._producer.stop()
 
     def complaint(self) -> str | None:
         """Why triggers are refused, or None."""
-        if self._producer is None:
+        if self._producer.current is None:
             return "there is no producer"
         return "Kafka does not acknowledge" if self._unsettled >= UNSETTLED_MAX else None
 
     async def publish(self, trigger: Trigger) -> Placed:
         """Raises Problem: `outcome_unknown`, or one that says that nothing was written."""
-        producer = self._producer
+        producer = self._producer.current
         if producer is None or self._unsettled >= UNSETTLED_MAX:
             raise Problem("kafka_unavailable")
         if self._under_way >= self._settings.serve.unacknowledged_max:
@@ -118,28 +108,5 @@ class Publisher:
         if isinstance(error, _NEVER_WRITTEN):
             return Problem("kafka_unavailable")
         if not isinstance(error, TimeoutError):
-            self._renew(producer)
+            self._producer.renew(producer)
         return Problem("outcome_unknown" if sent else "kafka_unavailable")
-
-    def _renew(self, broken: AIOKafkaProducer) -> None:
-        """A producer that failed in a way it does not retry may fail for ever: a sequence has a gap, a task ended."""
-        if self._producer is broken:
-            self._producer = None
-            self._renewing = asyncio.create_task(self._replace(broken), name="producer")
-
-    async def _replace(self, broken: AIOKafkaProducer) -> None:
-        await _stop(broken)
-        while self._producer is None:
-            try:
-                await self.start()
-            except (KafkaError, OSError) as error:
-                log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)
-                await asyncio.sleep(1)
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await producer.stop()
-    except (KafkaError, TimeoutError) as error:
-        log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)

@@ -46,6 +46,8 @@ class Service:
         if self.stopping.is_set():
             return False, "stopping"
         complaint = self.publisher.complaint() or self.receipts.complaint() or self.tables.complaint()
+        if complaint is None and self.issuing is not None:
+            complaint = self.issuing.complaint()
         return complaint is None, complaint or "ok"
 
     async def ended(self) -> None:

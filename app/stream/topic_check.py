@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from app.gate import limits
 from app.gate.records import Checkpoint
 from app.stream.inspection import Cluster, DeploymentRecord, FoundTopic, birth_id_of
-from app.stream.topics import LAYOUT, Topic
+from app.stream.topics import LAYOUT, OUTPUT_MAX_BYTES, Topic
 
 OUTPUT_FACTOR: Final = 4  # what a trigger becomes (base64, envelope, audit) must always fit
 UNLIMITED: Final = -1
@@ -178,7 +178,7 @@ def _sizes(cluster: Cluster, limits_: Limits) -> Iterator[Finding]:
         return
     needed = int(triggers.settings["max.message.bytes"]) * OUTPUT_FACTOR
     for topic, found in cluster.topics.items():
-        if "max.message.bytes" not in LAYOUT[topic].suggested or topic is Topic.TRIGGERS:
+        if LAYOUT[topic].suggested.get("max.message.bytes") != str(OUTPUT_MAX_BYTES):  # none that triggers write
             continue
         size = int(found.settings["max.message.bytes"])
         if size < needed:

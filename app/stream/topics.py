@@ -45,6 +45,7 @@ class Layout(NamedTuple):
     suggested: dict[str, str]
 
 
+_AUTHORITY: Final = {"max.message.bytes": str(1 << 20)}  # whatever the broker's default: its records are far smaller
 _OUTPUT: Final = {"max.message.bytes": str(OUTPUT_MAX_BYTES)}
 
 LAYOUT: Final[dict[Topic, Layout]] = {
@@ -73,9 +74,11 @@ LAYOUT: Final[dict[Topic, Layout]] = {
         {"segment.bytes": str(1 << 20), "min.cleanable.dirty.ratio": "0.1"},
     ),
     Topic.REGISTRY: Layout(False, {"cleanup.policy": "compact"}, {}),
-    Topic.REVOCATIONS: Layout(False, {"cleanup.policy": "compact"}, {}),
+    Topic.REVOCATIONS: Layout(False, {"cleanup.policy": "compact"}, _AUTHORITY),
     # As long as the longest token lives, and its audit: which tokens may still be out is told from here.
-    Topic.ISSUANCE: Layout(False, {"cleanup.policy": "delete", **LOG_APPEND}, {"retention.ms": str(180 * DAY_MS)}),
+    Topic.ISSUANCE: Layout(
+        False, {"cleanup.policy": "delete", **LOG_APPEND}, {"retention.ms": str(180 * DAY_MS), **_AUTHORITY}
+    ),
     # Kept for longer than any token lives: what is deleted has expired, and a handle that went early is refused.
     Topic.GRANTS: Layout(False, {"cleanup.policy": "compact,delete", **LOG_APPEND}, {"retention.ms": str(92 * DAY_MS)}),
 }

@@ -1,0 +1,69 @@
+"""A producer for the life of a process: idempotent, and replaced by a fresh one when it fails for good.
+
+After an error it does not retry, an idempotent producer may fail for ever: the sequence of its batches has a gap, or
+its task has ended. Only a fresh one, with an id of its own, writes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from app.config import Kafka
+from app.logs import Event, log
+from app.stream.connect import client_options
+
+STOP_TIMEOUT_S: Final = 10.0
+RETRY_S: Final = 1.0
+
+
+class Producer:
+    """One at a time. `options` are of AIOKafkaProducer."""
+
+    def __init__(self, kafka: Kafka, **options: Any) -> None:
+        self._kafka, self._options = kafka, options
+        self._renewing: asyncio.Task[None] | None = None
+        self.current: AIOKafkaProducer | None = None  # None: not started, stopped, or being replaced
+
+    async def start(self) -> None:
+        """Raises KafkaError when no broker answers."""
+        producer = AIOKafkaProducer(
+            **client_options(self._kafka), acks="all", enable_idempotence=True, **self._options
+        )  # fmt: skip
+        await producer.start()
+        self.current = producer
+
+    async def stop(self) -> None:
+        """What is under way is sent first, as far as Kafka takes it in time."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+        producer, self.current = self.current, None
+        if producer is not None:
+            await _stop(producer)
+
+    def renew(self, broken: AIOKafkaProducer) -> None:
+        """Replace this one, unless that was done already."""
+        if self.current is broken:
+            self.current = None
+            self._renewing = asyncio.create_task(self._replace(broken), name="producer")
+
+    async def _replace(self, broken: AIOKafkaProducer) -> None:
+        await _stop(broken)
+        while self.current is None:
+            try:
+                await self.start()
+            except Exception as error:  # whatever it is: without a producer the process is of no use
+                log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await producer.stop()
+    except (KafkaError, TimeoutError) as error:
+        log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)

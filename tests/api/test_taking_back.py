@@ -1,0 +1,71 @@
+"""Tokens taken back, from outside: what holds when something fails meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+
+from tests.api.conftest import Deployment
+from tests.api.test_authority import Authority, authority
+from tests.support.issuer import JOB
+
+pytestmark = pytest.mark.broker
+__all__ = ["authority"]
+
+
+def until(ask: Callable[[], httpx.Response], status: int, within_s: float = 15) -> httpx.Response:
+    deadline = time.monotonic() + within_s
+    while (answer := ask()).status_code != status:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+    return answer
+
+
+def limit(deployment: Deployment, topic: str, max_bytes: int | None) -> None:
+    """Of a record batch of the topic; None: as it was made."""
+    operation = AlterConfigOpType.DELETE if max_bytes is None else AlterConfigOpType.SET
+    entry = ConfigEntry("max.message.bytes", str(max_bytes or ""), incremental_operation=operation)
+    named = ConfigResource(ConfigResource.Type.TOPIC, deployment.prefix + topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap})
+    for done in admin.incremental_alter_configs([named]).values():
+        done.result()
+
+
+@pytest.fixture
+def one(authority: Authority) -> tuple[str, str]:
+    client = authority.identity()
+    authority.token(client)
+    return client
+
+
+@pytest.fixture
+def narrow(deployment: Deployment) -> Iterator[None]:
+    """A revocations topic that takes no record of ours, until `limit` says otherwise."""
+    limit(deployment, "revocations", 100)
+    try:
+        yield
+    finally:
+        limit(deployment, "revocations", None)
+
+
+def test_a_door_whose_write_failed_issues_and_revokes_again_once_kafka_takes_it(
+    authority: Authority, one: tuple[str, str], narrow: None
+) -> None:
+    body = {"selector": "subject", "value": one[0]}
+
+    def revoke() -> httpx.Response:
+        return httpx.post(f"{authority.url}/v1/revocations", json=body, auth=one, timeout=40)
+
+    refused = until(revoke, 503)
+    assert refused.json()["reason"] == "outcome_unknown"
+    assert refused.headers["retry-after"]
+    until(lambda: authority.ask(one, scope=f"job:{JOB}"), 200)
+    limit(authority.deployment, "revocations", None)
+    until(revoke, 201)
+    assert [revoke().status_code for _ in range(3)] == [201] * 3
+    assert authority.ask(one, scope=f"job:{JOB}").status_code == 200
+    until(lambda: httpx.get(f"{authority.deployment.doors[0].internal_url}/readyz"), 200)
