@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from app.authority.revoking import REASON_MAX_CHARACTERS
 from app.authority.roles import TokenClass
 from app.gate.claims import Uses
 
@@ -30,7 +31,7 @@ class RevocationWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     selector: Literal["jti", "subject"]
     value: str
-    reason: str = ""
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_MAX_CHARACTERS)] = ""  # printable, and no token
 
 
 class ListedToken(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from app.api.requests import answer, headers_of, object_of
 from app.api.service import Service
 from app.authority.decide import Denied
 from app.authority.records import Issued
+from app.authority.revoking import reason_fault
 from app.gate.claims import Claims, Delegation, Grant, Uses
 
 TOKENS, REVOCATIONS = "/v1/tokens", "/v1/revocations"
@@ -87,6 +88,9 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
             own = False
         if not own:
             raise Problem("revocation_denied")
+        fault = reason_fault(body.reason)
+        if fault is not None:
+            raise Problem("request_malformed", fault)
         told = await issuing.revoke(body.selector, body.value, name, body.reason)
         return answer(orjson.dumps(told), 201)
 

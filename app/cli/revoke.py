@@ -73,6 +73,7 @@ def revoke(
 
     Example: tollgate token revoke --subject-prefix service:ci- --since 2h
     """
+    from app.authority.revoking import reason_fault
     from app.gate.token import EVERY_CLASS
 
     settings = common.settings_of(bootstrap, prefix, issuer__issuer=issuer)
@@ -94,6 +95,9 @@ def revoke(
         common.fail(f"--class is one of {', '.join(sorted(EVERY_CLASS.values()))}", common.USAGE)
     if since is not None and (jti is not None or kid is not None or issuer_all or by_token):
         common.fail("--since has no meaning here: a token, a key or an issuer is revoked whole", common.USAGE)
+    fault = reason_fault(reason)
+    if fault is not None:
+        common.fail(f"--reason: {fault}", common.USAGE)
     iss = settings.issuer.issuer
     selector, value = chosen[0] if chosen else ("issuer", iss)
     if issued:

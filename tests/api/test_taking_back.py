@@ -11,6 +11,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from tests.api.conftest import Deployment
 from tests.api.test_authority import Authority, authority
+from tests.cli.program import tollgate
+from tests.support import reader
 from tests.support.issuer import JOB
 
 pytestmark = pytest.mark.broker
@@ -69,3 +71,16 @@ def test_a_door_whose_write_failed_issues_and_revokes_again_once_kafka_takes_it(
     assert [revoke().status_code for _ in range(3)] == [201] * 3
     assert authority.ask(one, scope=f"job:{JOB}").status_code == 200
     until(lambda: httpx.get(f"{authority.deployment.doors[0].internal_url}/readyz"), 200)
+
+
+def test_a_reason_is_a_short_sentence_and_never_a_token(authority: Authority, one: tuple[str, str]) -> None:
+    token = authority.token(one)
+    for reason in (token, f"lost: {one[1]}", "x" * 161, "two\nlines"):
+        body = {"selector": "subject", "value": one[0], "reason": reason}
+        refused = httpx.post(f"{authority.url}/v1/revocations", json=body, auth=one)
+        assert (refused.status_code, refused.json()["reason"]) == (400, "request_malformed")
+        assert token not in refused.text
+    said = tollgate(authority.deployment.env, "token", "revoke", "--subject", one[0], "--reason", "x" * 161)
+    assert (said.code, "--reason: the reason is longer" in said.err) == (2, True)
+    there = reader.read_topic(authority.deployment.bootstrap, f"{authority.deployment.prefix}revocations").records
+    assert not [each for each in there if one[0].encode() in (each.key or b"")]
