@@ -16,13 +16,14 @@ from app.api.producing import Producer
 from app.authority.decide import Allowed, Denied, IssueRequest, may_issue, unauthenticated
 from app.authority.identities import Identity
 from app.authority.records import Issued, Record, issue_denied, issued
+from app.authority.revoking import record_of, revocation
 from app.authority.rights import Rights
 from app.authority.roles import TokenClass
 from app.config import Settings
 from app.gate import limits
 from app.gate.claims import BoundTo, Parent, Uses
 from app.gate.records import UNREADABLE
-from app.gate.revocation import Selector, revocation_record
+from app.gate.revocation import Selector
 from app.issuer.keystore import Keystore, KeystoreError
 from app.issuer.mint import ClientTokenRequest, Minted, TriggerTokenRequest, issue, new_handle
 from app.logs import Event, log
@@ -219,15 +220,13 @@ class Issuing:
     async def revoke(self, selector: Selector, value: str, by: str, reason: str) -> dict[str, Any]:
         """Write a revocation of our own issuer; gates honour it within a second. Raises Problem without Kafka."""
         now_s, gate = int(time.time()), self._settings.gate
-        since_s = limits.NUMERIC_DATE_MAX_S if selector == "jti" else now_s
-        keep_until_s = now_s + limits.WEBHOOK_LIFETIME_MAX_S + 2 * gate.grace_s + gate.queue_age_cap_s
-        issuer = self._settings.issuer.issuer
-        record = revocation_record(
-            issuer, selector, value, since_s=since_s, reason=reason, by=by, keep_until_s=keep_until_s
-        )
-        await self._write(self._revocations, record)
-        return {"issuer": issuer, "selector": selector, "value": value, "since_s": since_s, "reason": reason, "by": by,
-                "keep_until_s": keep_until_s}  # fmt: skip
+        entry = revocation(
+            self._settings.issuer.issuer, selector, value, now_s=now_s, grace_s=gate.grace_s,
+            queue_age_cap_s=gate.queue_age_cap_s, reason=reason, by=by,
+        )  # fmt: skip
+        await self._write(self._revocations, record_of(entry))
+        told: dict[str, Any] = msgspec.to_builtins(entry)
+        return told
 
     async def _write(self, topic: str, record: Record) -> None:
         producer = self._producer.current

@@ -1,4 +1,4 @@
-"""What a revocation says: what may stand in it as the reason.
+"""What a revocation says: which tokens it ends, how long it is kept, and what may stand in it as the reason.
 
 One for the command line and for HTTP. Pure: no I/O, no clock.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Final
 
 from app.authority.identities import SECRET_PREFIX
+from app.authority.records import Record
+from app.gate import limits
 from app.gate.redact import redact
+from app.gate.revocation import KEEP_FOR_EVER, Revocation, Selector, revocation_record
 
 REASON_MAX_CHARACTERS: Final = 160
 
@@ -22,3 +25,30 @@ def reason_fault(reason: str) -> str | None:
     if f"{SECRET_PREFIX}_" in reason or redact(reason.encode(), None)[1]:
         return "the reason holds something shaped like a token or a secret"
     return None
+
+
+def revocation(
+    issuer: str, selector: Selector, value: str, *, now_s: int, grace_s: int, queue_age_cap_s: int, reason: str,
+    by: str, since_s: int | None = None,
+) -> Revocation:  # fmt: skip
+    """Of tokens issued up to `since_s`; one token, a key or an issuer is revoked whole.
+
+    Not given, it is now and the grace: a gate takes an iat that lies ahead by as much, so up to now alone, a token made
+    where the clock is ahead would live on.
+    """
+    if since_s is None:
+        since_s = now_s + grace_s
+    # A token issued up to then has expired by then, however long it waits to be judged.
+    dead_s = max(now_s, since_s) + limits.WEBHOOK_LIFETIME_MAX_S + 2 * grace_s + queue_age_cap_s
+    return Revocation(
+        issuer, selector, value, limits.NUMERIC_DATE_MAX_S if selector == "jti" else since_s, reason, by,
+        KEEP_FOR_EVER if selector in {"kid", "issuer"} else dead_s,
+    )  # fmt: skip
+
+
+def record_of(entry: Revocation) -> Record:
+    """Key and value on the revocations topic."""
+    return revocation_record(
+        entry.issuer, entry.selector, entry.value, since_s=entry.since_s, reason=entry.reason, by=entry.by,
+        keep_until_s=entry.keep_until_s,
+    )  # fmt: skip

@@ -21,10 +21,16 @@ app = common.new_app(help="Who may ask for tokens: services, tasks, users and ho
 COLUMNS: Final = ("name", "kind", "org_id", "roles", "platform", "disabled", "credentials", "version", "error")
 OVERLAP_DEFAULT: Final = "1d"
 OVERLAP_MAX_S: Final = 90 * 86_400
+REVOKED_BECAUSE: Final = "its identity was changed"
 
 IdentityName = Annotated[str, typer.Argument(metavar="NAME", help="as `identities list` names it", show_default=False)]
 RevokeTokens = Annotated[
-    bool, typer.Option("--revoke-tokens", help="also revoke every token issued to it until now; gates obey at once")
+    bool,
+    typer.Option(
+        "--revoke-tokens",
+        help="also revoke every token that speaks for it or was issued to it, until gate.grace_s from now, as clocks "
+        "differ; gates obey at once",
+    ),
 ]
 
 
@@ -103,20 +109,21 @@ def rotate(
         # Before this moment nobody had it, so a server whose clock is behind may take it at once.
         from_s = now_s - settings.gate.grace_s
         fresh = (identities.keep_secret(text, secrets.token_bytes(identities.SALT_BYTES), from_s),)
-    changed = _change(
-        settings, name, lambda there: identities.rotated(there, fresh, now_s, overlap_s), revoke_tokens=revoke_tokens
-    )
+    changed = _change(settings, name, lambda there: identities.rotated(there, fresh, now_s, overlap_s))
     old = len(changed.credentials) - len(fresh)
     common.say(f"{name}: {', '.join(each.id for each in fresh)} from now on" + _told_overlap(old, now_s + overlap_s))
-    if text is None:
-        return
-    if secret_file is None:
-        print(text)
-        return
-    try:
-        write_atomically(secret_file, text.encode() + b"\n", 0o600)
-    except OSError as error:
-        common.fail(f"{secret_file}: {error.strerror}; the new secret is lost: rotate again", common.FAILED)
+    if text is not None and secret_file is None:
+        print(text, flush=True)
+    lost = None
+    if text is not None and secret_file is not None:
+        try:
+            write_atomically(secret_file, text.encode() + b"\n", 0o600)
+        except OSError as error:
+            lost = f"{secret_file}: {error.strerror}; the new secret is lost: rotate again"
+    if revoke_tokens:
+        _revoke_tokens(settings, changed)
+    if lost is not None:
+        common.fail(lost, common.FAILED)
 
 
 @app.command()
@@ -127,8 +134,11 @@ def disable(
 
     Example: tollgate identities disable svc:ci --revoke-tokens
     """
-    _set_disabled(name, True, revoke_tokens, bootstrap, prefix)
+    settings = common.settings_of(bootstrap, prefix)
+    disabled = _set_disabled(settings, name, True)
     common.say(f"{name} is disabled")
+    if revoke_tokens:
+        _revoke_tokens(settings, disabled)
 
 
 @app.command()
@@ -137,21 +147,21 @@ def enable(name: IdentityName, bootstrap: Bootstrap = None, prefix: Prefix = Non
 
     Example: tollgate identities enable svc:ci
     """
-    _set_disabled(name, False, False, bootstrap, prefix)
+    _set_disabled(common.settings_of(bootstrap, prefix), name, False)
     common.say(f"{name} is enabled")
 
 
 @app.command()
 def remove(name: IdentityName, bootstrap: Bootstrap = None, prefix: Prefix = None) -> None:
-    """Take an identity out of the registry, with its credentials, and revoke every token issued to it until now.
+    """Disable an identity, revoke every token that speaks for it or was issued to it, and take it out of the registry.
 
     Example: tollgate identities remove svc:old
     """
     from app import registry
 
     settings = common.settings_of(bootstrap, prefix)
-    # First the tokens: a subject that is not registered is no longer refused as disabled.
-    _revoke_tokens(settings, _found(settings, name))
+    # Taken out last: a subject that is not registered is no longer refused as disabled.
+    _revoke_tokens(settings, _set_disabled(settings, name, True))
     if not common.run(registry.remove(settings, "identities", name)):
         _not_there(name)
     common.say(f"{name} is removed, and its tokens are revoked")
@@ -160,46 +170,72 @@ def remove(name: IdentityName, bootstrap: Bootstrap = None, prefix: Prefix = Non
 # ── leaves ──
 
 
-def _set_disabled(name: str, disabled: bool, revoke_tokens: bool, bootstrap: str | None, prefix: str | None) -> None:
+def _set_disabled(settings: Settings, name: str, disabled: bool) -> Identity:
     import msgspec
 
-    _change(
-        common.settings_of(bootstrap, prefix), name,
-        lambda there: msgspec.structs.replace(there, disabled=disabled), revoke_tokens=revoke_tokens,
-    )  # fmt: skip
+    return _change(settings, name, lambda there: msgspec.structs.replace(there, disabled=disabled))
 
 
-def _change(
-    settings: Settings, name: str, change: Callable[[Identity], Identity | str], *, revoke_tokens: bool
-) -> Identity:
-    """Under the registry's lock. Tokens are revoked first: nothing is half done that would let them live."""
+def _change(settings: Settings, name: str, change: Callable[[Identity], Identity | str]) -> Identity:
+    """Under the registry's lock."""
     from app.issuer.rights import change_identity
 
-    if revoke_tokens:
-        _revoke_tokens(settings, _found(settings, name))
     changed = common.run(change_identity(settings, name, change))
     return changed if changed is not None else _not_there(name)
-
-
-def _found(settings: Settings, name: str) -> Identity:
-    from app.issuer.rights import read_identity
-
-    found = common.run(read_identity(settings, name))
-    return found if found is not None else _not_there(name)
 
 
 def _not_there(name: str) -> NoReturn:
     common.fail(f"the registry has no identity {name}: `tollgate identities apply FILE`", common.NOTHING_MATCHED)
 
 
-def _revoke_tokens(settings: Settings, identity: Identity) -> None:
-    from app.cli.revoke import write_revocation
-
-    now_s = int(time.time())
-    common.run(
-        write_revocation(settings, identity.issuer, "subject", identity.name, now_s, now_s, "its identity was changed")
+def _revoke_tokens(settings: Settings, changed: Identity) -> None:
+    """Once the identity is changed: before, whoever has its credential had a new token issued right after."""
+    told = False
+    try:
+        others = common.run(_revoke(settings, changed))
+        told = True
+    finally:
+        if not told:
+            common.say(f"{changed.name} is changed, but its tokens are NOT all revoked: run the command again")
+    more = f"; and {others} issued to it for other subjects" if others else ""
+    common.say(
+        f"every token that speaks for {changed.name} is revoked, and any it gets in the next "
+        f"{settings.gate.grace_s} s{more}"
     )
-    common.say(f"every token issued to {identity.name} until now is revoked")
+
+
+async def _revoke(settings: Settings, changed: Identity) -> int:
+    """First what speaks for it. Then, one by one, what it was given to speak for others; returns how many those are."""
+    import asyncio
+
+    from app.cli.revoke import entry_of, write_revocations
+
+    entry = entry_of(settings, changed.issuer, "subject", changed.name, REVOKED_BECAUSE)
+    await write_revocations(settings, [entry])
+    # Up to then a server may not have read that the identity is changed; one that is further behind issues nothing.
+    await asyncio.sleep(settings.gate.max_staleness_ms / 1000)
+    jtis = await _issued_for_others(settings, changed)
+    await write_revocations(settings, [entry_of(settings, changed.issuer, "jti", jti, REVOKED_BECAUSE) for jti in jtis])
+    return len(jtis)
+
+
+async def _issued_for_others(settings: Settings, identity: Identity) -> list[str]:
+    """The jti of each token that may still be out and does not speak for the identity it was issued to."""
+    from app.cli.asked import parsed
+    from app.cli.reading import Window, entries
+    from app.gate import limits
+    from app.stream.topics import Topic
+
+    alive_s = int(time.time()) - settings.gate.grace_s
+    window = Window((alive_s - limits.WEBHOOK_LIFETIME_MAX_S) * 1000)
+    wanted = {"event": "issued", "identity": identity.name, "issuer": identity.issuer}
+    async with entries(settings, Topic.ISSUANCE, window, doing="searching what was issued") as batches:
+        return [
+            row["jti"]
+            async for batch in batches
+            for row in map(parsed, batch)
+            if wanted.items() <= row.items() and row["subject"] != identity.name and row["expires_at_s"] > alive_s
+        ]
 
 
 def _keys_of(jwks: Path, now_s: int) -> tuple[Credential, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,7 +14,7 @@ from app.cli.common import Bootstrap, Output, Prefix
 
 if TYPE_CHECKING:
     from app.config import Settings
-    from app.gate.revocation import Selector
+    from app.gate.revocation import Revocation, Selector
 
 SEND_TIMEOUT_S: Final = 30.0
 
@@ -73,6 +74,8 @@ def revoke(
 
     Example: tollgate token revoke --subject-prefix service:ci- --since 2h
     """
+    import msgspec
+
     from app.authority.revoking import reason_fault
     from app.gate.token import EVERY_CLASS
 
@@ -108,11 +111,10 @@ def revoke(
         if issuer is not None and issuer != unverified_iss:
             common.fail("the token names another issuer than --issuer", common.USAGE)
         iss = unverified_iss
-    now_s = int(time.time())
-    # The gate accepts an iat that lies ahead by as much: up to our own clock only, such a token would go on.
-    since_s = given.moment_s("--since", since) if since is not None else now_s + settings.gate.grace_s
-    row = common.run(write_revocation(settings, iss, selector, value, since_s, now_s, reason))
-    common.print_object(row, output)
+    since_s = given.moment_s("--since", since) if since is not None else None
+    entry = entry_of(settings, iss, selector, value, reason, since_s=since_s)
+    offset = common.run(write_revocations(settings, [entry]))[0]
+    common.print_object(msgspec.to_builtins(entry) | {"offset": offset}, output)
 
 
 def _named_by(token: str, settings: Settings) -> tuple[str, str]:
@@ -132,48 +134,41 @@ def _named_by(token: str, settings: Settings) -> tuple[str, str]:
     return iss, jti
 
 
-async def write_revocation(
-    settings: Settings, iss: str, selector: Selector, value: str, since_s: int, now_s: int, reason: str
-) -> dict[str, Any]:
-    """Write it, and say what was written: the cluster has it on return."""
-    import asyncio
+def entry_of(
+    settings: Settings, iss: str, selector: Selector, value: str, reason: str, *, since_s: int | None = None
+) -> Revocation:
+    """What is to be written, by whoever runs this command."""
     import getpass
     import socket
 
+    from app.authority.revoking import revocation
+
+    gate = settings.gate
+    return revocation(
+        iss, selector, value, now_s=int(time.time()), grace_s=gate.grace_s, queue_age_cap_s=gate.queue_age_cap_s,
+        reason=reason, by=f"{getpass.getuser()}@{socket.gethostname()}", since_s=since_s,
+    )  # fmt: skip
+
+
+async def write_revocations(settings: Settings, revoked: Sequence[Revocation]) -> list[int]:
+    """Write them, and return their offsets: the cluster has them on return."""
+    import asyncio
+
     from aiokafka import AIOKafkaProducer
 
+    from app.authority.revoking import record_of
     from app.cli.reading import partitions_of
-    from app.gate import limits
-    from app.gate.revocation import KEEP_FOR_EVER, revocation_record
     from app.stream.connect import client_options
     from app.stream.topics import Topic
 
-    # A token issued up to then is dead by then, however long it waits to be judged.
-    keep_until_s = (
-        KEEP_FOR_EVER
-        if selector in {"kid", "issuer"}
-        else max(now_s, since_s)
-        + limits.WEBHOOK_LIFETIME_MAX_S
-        + 2 * settings.gate.grace_s
-        + settings.gate.queue_age_cap_s
-    )
-    if selector == "jti":
-        since_s = limits.NUMERIC_DATE_MAX_S  # one token, whatever its iat
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
-    key, record = revocation_record(
-        iss, selector, value, since_s=since_s, reason=reason, by=by, keep_until_s=keep_until_s
-    )
     await partitions_of(settings, Topic.REVOCATIONS)  # says at once when the topic is not there
+    topic = Topic.REVOCATIONS.named(settings.kafka.prefix)
     producer = AIOKafkaProducer(**client_options(settings.kafka), acks="all", enable_idempotence=True)
     async with asyncio.timeout(SEND_TIMEOUT_S):
         await producer.start()
         try:
-            sent = await producer.send_and_wait(
-                Topic.REVOCATIONS.named(settings.kafka.prefix), record, key=key, partition=0
-            )
+            records = [record_of(entry) for entry in revoked]
+            sending = [await producer.send(topic, value, key=key, partition=0) for key, value in records]
+            return [placed.offset for placed in await asyncio.gather(*sending)]
         finally:
             await producer.stop()
-    return {
-        "issuer": iss, "selector": selector, "value": value, "since_s": since_s, "reason": reason, "by": by,
-        "keep_until_s": keep_until_s, "offset": sent.offset,
-    }  # fmt: skip

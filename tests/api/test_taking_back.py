@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,6 +15,7 @@ from tests.api.conftest import Deployment
 from tests.api.test_authority import Authority, authority
 from tests.cli.program import tollgate
 from tests.support import reader
+from tests.support.doors import Emitter
 from tests.support.issuer import JOB
 
 pytestmark = pytest.mark.broker
@@ -84,3 +87,38 @@ def test_a_reason_is_a_short_sentence_and_never_a_token(authority: Authority, on
     assert (said.code, "--reason: the reason is longer" in said.err) == (2, True)
     there = reader.read_topic(authority.deployment.bootstrap, f"{authority.deployment.prefix}revocations").records
     assert not [each for each in there if one[0].encode() in (each.key or b"")]
+
+
+def test_whoever_has_the_old_secret_keeps_no_token_past_a_rotation(authority: Authority, one: tuple[str, str]) -> None:
+    taken: list[str] = []
+
+    def steal() -> None:
+        with httpx.Client(base_url=authority.url, auth=one, timeout=40) as thief:
+            form = {"grant_type": "client_credentials", "scope": f"job:{JOB}", "uses": "many", "lifetime_s": "3600"}
+            while (answer := thief.post("/oauth/token", data=form)).status_code == 200:
+                taken.append(answer.json()["access_token"])
+
+    stealing = threading.Thread(target=steal)
+    stealing.start()
+    authority.tollgate("identities", "rotate", one[0], "--revoke-tokens")
+    stealing.join(60)
+    assert len(taken) > 1
+    for token in taken[:1] + taken[-3:]:
+        decided = Emitter(authority.url, token).decided(JOB, idempotency_key=secrets.token_hex(4))
+        assert decided["reason"] == "token_revoked"
+
+
+@pytest.mark.parametrize("how", [("disable", "--revoke-tokens"), ("remove",)])
+def test_what_an_identity_was_given_to_speak_for_another_goes_with_it(
+    authority: Authority, one: tuple[str, str], how: tuple[str, ...]
+) -> None:
+    agent = authority.identity()
+    allow = f'[{{ jobs = ["{JOB}"], subjects = ["{one[0]}"], max_lifetime_s = 3600 }}]'
+    authority.apply("policy", f"[roles.{agent[0].replace('svc:', 'r')}]\nallow = {allow}\n")
+    form = {"scope": f"job:{JOB}", "uses": "many", "subject": one[0]}
+    theirs = until(lambda: authority.ask(agent, **form), 200).json()["access_token"]
+    mine = authority.token(one, uses="many")
+    assert Emitter(authority.url, theirs).decided(JOB, idempotency_key="a")["outcome"] == "accepted"
+    authority.tollgate("identities", how[0], agent[0], *how[1:])
+    assert Emitter(authority.url, theirs).decided(JOB, idempotency_key="b")["reason"] == "token_revoked"
+    assert Emitter(authority.url, mine).decided(JOB, idempotency_key="c")["outcome"] == "accepted"
