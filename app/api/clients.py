@@ -58,9 +58,13 @@ class Clients:
         self._shown: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._shown_by: Counter[str] = Counter()
         self.on_failure: Callable[[str], Awaitable[None]] | None = None
+        self.complaint: Callable[[], str | None] = _nothing  # of the view that the rights come from
 
     async def authenticate(self, request: Request[Any, Any, Any], headers: Headers, form: Form) -> Client:
         """Raises OAuthError: `invalid_client`, or that it has to wait."""
+        complaint = self.complaint()
+        if complaint is not None:  # fail closed: who was disabled since is not known to a view that is behind
+            raise OAuthError("temporarily_unavailable", complaint, "not_ready", 503)
         presented = presented_by(headers, form)
         client = self._client(presented, self._named_at(request.scope))
         if client is not None:
@@ -82,9 +86,11 @@ class Clients:
             proven = check_assertion(identity, presented.unverified_assertion, audiences, now_s, self._grace_s)
             if proven is None or identity is None or self._was_shown(identity.name, proven.jti, proven.exp, now_s):
                 return None
-            return Client(identity, proven.credential_id)
+            return None if identity.disabled else Client(identity, proven.credential_id)
         credential = check_secret(identity, presented.unverified_secret or "", now_s)
-        return Client(identity, credential.id) if identity is not None and credential is not None else None
+        if identity is None or identity.disabled or credential is None:
+            return None
+        return Client(identity, credential.id)
 
     def _named_at(self, scope: HTTPScope) -> frozenset[str]:
         """What an assertion may be for: what is configured, and to a client on this machine where it has reached us."""
@@ -141,6 +147,10 @@ def presented_by(headers: Headers, form: Form) -> Presented:
         raise _unproven("client_id names another client")
     named = kid_of(assertion) if assertion is not None else secret_id(secret or "")
     return Presented(name, secret, assertion, named)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _unproven(words: str) -> OAuthError:

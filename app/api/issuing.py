@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from aiokafka.errors import KafkaError
 
+from app.api.caller import require_fresh
 from app.api.clients import Client
 from app.api.problems import Problem
 from app.api.producing import Producer
@@ -153,7 +154,9 @@ class Issuing:
 
     async def issue(self, client: Client, wanted: Wanted) -> Minted | Denied:
         """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys."""
-        identity, issuer = client.identity, self._settings.issuer
+        require_fresh(self._tables)
+        issuer = self._settings.issuer
+        identity = self.rights.known(client.identity.name, issuer.issuer) or client.identity  # as it stands now
         request = IssueRequest(
             wanted.subject or identity.name, identity.org_id, wanted.lifetime_s, wanted.jobs, wanted.token_class,
             wanted.uses, None if client.until_s is None else client.until_s - int(time.time()),

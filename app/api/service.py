@@ -36,6 +36,7 @@ class Service:
         self.search = Search(self.receipts, Topic.TRIGGERS.named(prefix))
         named = {settings.issuer.issuer} | ({serve.public_url, serve.public_url + TOKEN} if serve.public_url else set())
         self.clients = Clients(rights, settings.issuer.issuer, frozenset(named), settings.gate.grace_s)
+        self.clients.complaint = tables.complaint
         self.issuing = Issuing(settings, cluster, tables, rights) if serve.issues else None
         self.clients.on_failure = self.issuing.unauthenticated if self.issuing is not None else None
         self.used = Used(cluster, Topic.IDEMPOTENCY.named(prefix), found.lanes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -14,6 +16,7 @@ from app.api.forms import OAuthError
 from app.api.problems import Problem
 from app.authority.identities import Identity, identity_key, keep_secret, secret_text
 from app.authority.rights import Rights
+from tests.api.closed import closed_door
 
 ISSUER = "https://issuer.example"
 SECRET = secret_text("00" * 8, bytes(32))
@@ -58,6 +61,31 @@ async def test_whatever_is_wrong_is_told_alike(known: Clients) -> None:
         await told(known, {}, client_assertion="x", client_assertion_type=clients.ASSERTION_TYPE),
     }  # fmt: skip
     assert failed == {(401, "invalid_client", "no such client, or not its credential")}
+
+
+async def test_a_disabled_identity_proves_nothing_and_is_told_as_little(known: Clients) -> None:
+    change(known, disabled=True)
+    assert await told(known, basic("svc:ci", SECRET)) == await told(known, basic("svc:nobody", SECRET))
+    change(known, disabled=False)
+    assert await told(known, basic("svc:ci", SECRET)) == "svc:ci"
+
+
+async def test_a_view_that_is_behind_proves_nobody(known: Clients) -> None:
+    known.complaint = lambda: "registry was last confirmed 9.0 s ago"
+    assert (await told(known, basic("svc:ci", SECRET)))[:2] == (503, "temporarily_unavailable")
+
+
+def test_a_door_that_has_not_read_who_there_is_asks_to_come_again(tmp_path: Path) -> None:
+    with closed_door(tmp_path) as door:
+        for path in ("/oauth/token", "/oauth/introspect", "/oauth/revoke"):
+            answer = httpx.post(door.url + path, data={"token": "x"}, auth=("svc:ci", SECRET))
+            assert (answer.status_code, answer.json()["reason"]) == (503, "not_ready")
+            assert answer.headers["retry-after"]
+
+
+def change(known: Clients, **changed: Any) -> None:
+    there = known._rights.identities["svc:ci"]
+    known._rights.apply(identity_key("svc:ci"), msgspec.json.encode(msgspec.structs.replace(there, **changed)))
 
 
 @pytest.mark.parametrize(

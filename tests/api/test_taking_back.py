@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tests.api.conftest import Deployment
-from tests.api.test_authority import Authority, authority
+from tests.api.test_authority import Authority, authority, error
 from tests.cli.program import tollgate
 from tests.support import reader
 from tests.support.doors import Emitter
@@ -122,3 +122,8 @@ def test_what_an_identity_was_given_to_speak_for_another_goes_with_it(
     authority.tollgate("identities", how[0], agent[0], *how[1:])
     assert Emitter(authority.url, theirs).decided(JOB, idempotency_key="b")["reason"] == "token_revoked"
     assert Emitter(authority.url, mine).decided(JOB, idempotency_key="c")["outcome"] == "accepted"
+    # Who is disabled is nobody, whatever it asks for.
+    if how[0] == "disable":
+        for path in ("/oauth/token", "/oauth/introspect", "/oauth/revoke"):
+            assert error(authority.ask(agent, path, token=mine))[:2] == (401, "invalid_client")
+        assert httpx.get(f"{authority.url}/v1/tokens", auth=agent).status_code == 401
