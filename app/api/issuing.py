@@ -36,8 +36,10 @@ from app.stream.topics import Topic
 VIA: Final = "http"
 TAKE_RECORDS: Final = 5_000
 TAKE_BYTES: Final = 16 << 20
-START_TIMEOUT_S: Final = 60.0
-UNAUTHENTICATED_PER_S: Final = 20  # records of clients that proved nothing
+STALLED_S: Final = 60.0  # at the start, without anything read
+REFUSALS_AT_ONCE: Final = 20  # records of clients that proved nothing, and then
+REFUSAL_EVERY_S: Final = 5  # one in so many seconds, which tells of the others
+_REFUSED: Final = b'"event":"issue_denied"}'
 
 
 class Wanted(NamedTuple):
@@ -67,6 +69,24 @@ def token_request(wanted: Wanted, request: IssueRequest, issuer: str, audience: 
     )  # fmt: skip
 
 
+class Refusals:
+    """Which refusals of strangers are recorded: all of them, unless there are many. Whoever starts reads them all."""
+
+    def __init__(self) -> None:
+        self._left, self._at_s, self._unrecorded = float(REFUSALS_AT_ONCE), 0.0, 0
+
+    def take(self, now_s: float) -> int | None:
+        """How many before this one were not recorded; None: nor is this one. `now_s` is monotonic."""
+        self._left = min(self._left + (now_s - self._at_s) / REFUSAL_EVERY_S, REFUSALS_AT_ONCE)
+        self._at_s = now_s
+        if self._left < 1:
+            self._unrecorded += 1
+            return None
+        self._left -= 1
+        before, self._unrecorded = self._unrecorded, 0
+        return before
+
+
 class Issuing:
     """The process's way to tokens: keys, the record of what was issued, and revocations."""
 
@@ -79,22 +99,28 @@ class Issuing:
         self._producer = Producer(settings.kafka)
         self._task: asyncio.Task[None] | None = None
         self._live: dict[str, Issued] = {}  # by jti
+        self._live_of: dict[str, dict[str, Issued]] = {}  # by identity and by subject, then by jti
         self._swept_s = 0
-        self._told_of = (0, 0)  # second, and refusals of it that were recorded
+        self._refusals = Refusals()
 
     # ── life ──
 
     async def start(self) -> None:
-        """Returns when every record there is has been read."""
+        """Returns when all that tells of tokens still out has been read. Raises TimeoutError when that stalls."""
         await self._producer.start()
         partition = (self._topic, 0)
         marks = await self._cluster.watermarks(partition)
-        position = marks.start
-        async with asyncio.timeout(START_TIMEOUT_S):
+        oldest_s = int(time.time()) - limits.WEBHOOK_LIFETIME_MAX_S - self._settings.gate.grace_s
+        found = await self._cluster.first_since(partition, oldest_s * 1000)
+        position = marks.high if found is None else found[1]
+        clock = asyncio.get_running_loop().time
+        async with asyncio.timeout(STALLED_S) as stalled:
             if position < marks.high:
                 async for chunk, position in self._cluster.read(partition, position, marks.high):  # noqa: B007, B020
                     for record in chunk:
                         self._take(record.value)
+                    stalled.reschedule(clock() + STALLED_S)  # however much there is
+                    await asyncio.sleep(0)
         self._task = asyncio.create_task(self._follow(position), name="issuance")
 
     async def ended(self) -> None:
@@ -129,25 +155,35 @@ class Issuing:
 
     def _take(self, value: bytes | None) -> None:
         """A token that may still be out; refusals and what expired are passed over."""
+        if value is None or value.endswith(_REFUSED):
+            return
         try:
-            record = _decode(value or b"")
+            record = _decode(value)
         except UNREADABLE:
             return
         now_s = int(time.time())
         if record.event == "issued" and record.expires_at_s + self._settings.gate.grace_s > now_s:
             self._live[record.jti] = record
+            for name in (record.identity, record.subject):
+                self._live_of.setdefault(name, {})[record.jti] = record
         if now_s - self._swept_s > 60:
             self._swept_s = now_s
             dead = [jti for jti, each in self._live.items() if each.expires_at_s + self._settings.gate.grace_s <= now_s]
             for jti in dead:
-                del self._live[jti]
+                self._forget(self._live.pop(jti))
+
+    def _forget(self, record: Issued) -> None:
+        for name in {record.identity, record.subject}:
+            self._live_of[name].pop(record.jti, None)
+            if not self._live_of[name]:
+                del self._live_of[name]
 
     # ── what is asked ──
 
-    def live(self) -> Iterable[Issued]:
-        """Every token that was issued and has not expired; a revoked one is among them."""
+    def live(self, name: str) -> Iterable[Issued]:
+        """Every token issued to an identity or speaking for it that has not expired; a revoked one is among them."""
         now_s = int(time.time())
-        return [each for each in self._live.values() if each.expires_at_s > now_s]
+        return [each for each in self._live_of.get(name, {}).values() if each.expires_at_s > now_s]
 
     def of(self, jti: str) -> Issued | None:
         return self._live.get(jti)
@@ -191,15 +227,17 @@ class Issuing:
         return wanted._replace(bound_to=BoundTo(key, birth_id))
 
     async def unauthenticated(self, claimed: str) -> None:
-        """Leave the record of a client that proved nothing; a stranger's flood leaves no more than so many a second."""
+        """Leave the record of a client that proved nothing; of a flood, of some of them, and how many there were."""
         now_ms = time.time_ns() // 1_000_000
-        second = now_ms // 1000
-        self._told_of = (second, self._told_of[1] + 1) if self._told_of[0] == second else (second, 1)
-        if self._told_of[1] > UNAUTHENTICATED_PER_S:
+        unrecorded = self._refusals.take(time.monotonic())
+        if unrecorded is None:
             return
+        denied = unauthenticated()
+        if unrecorded:
+            denied = Denied(denied.code, f"{denied.words}; {unrecorded} refusals before it left no record")
         request = IssueRequest(claimed, self._settings.issuer.org_id, None)
         issuer = self._settings.issuer.issuer
-        record = issue_denied(unauthenticated(), request, claimed, issuer, VIA, now_ms, authenticated=False)
+        record = issue_denied(denied, request, claimed, issuer, VIA, now_ms, authenticated=False)
         await self._write(self._topic, record)
 
     def _mint(self, wanted: Wanted, request: IssueRequest, identity: Identity) -> Minted | Denied:

@@ -66,9 +66,8 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         token_class = request.query_params.get("class")
         objects = service.tables.world.objects
         found = [
-            each for each in issuing.live()
-            if client.identity.name in (each.identity, each.subject)
-            and (each.bound_to is None or not each.bound_to.is_gone(objects))  # which none comes back from
+            each for each in issuing.live(client.identity.name)
+            if (each.bound_to is None or not each.bound_to.is_gone(objects))  # which none comes back from
             and (job is None or job in each.jobs) and (subject is None or subject == each.subject)
             and (token_class is None or token_class == each.token_class)
         ]  # fmt: skip
