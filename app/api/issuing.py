@@ -199,7 +199,11 @@ class Issuing:
         )  # fmt: skip
         allowed = may_issue(identity, self.rights.roles, request, self.rights.platforms)
         bound = self._bound(wanted) if isinstance(allowed, Allowed) else allowed
-        made = bound if isinstance(bound, Denied) else self._mint(bound, request, identity)
+        made: Minted | Denied
+        if isinstance(bound, Denied):
+            made = bound
+        else:  # on a thread: the key is read from its file, and another process may hold the lock of its directory
+            made = await asyncio.to_thread(self._mint, bound, request, identity)
         now_ms = time.time_ns() // 1_000_000
         if isinstance(made, Denied):
             denied = issue_denied(made, request, identity.name, issuer.issuer, VIA, now_ms, authenticated=True)
@@ -253,9 +257,9 @@ class Issuing:
         try:
             handle = new_handle() if wanted.reference else None
             made = issue(asked, self._store, int(time.time()), handle)
-        except KeystoreError as error:
-            log.error(Event.SERVE_ERROR, what=f"KeystoreError: {error}")
-            raise Problem("keys_unpublished") from None
+        except (KeystoreError, OSError) as error:
+            log.error(Event.SERVE_ERROR, what=f"{type(error).__name__}: {error}")
+            raise Problem("keys_unavailable") from None
         return made if isinstance(made, Minted) else Denied(made.code, made.sentence)
 
     async def revoke(self, selector: Selector, value: str, by: str, reason: str) -> dict[str, Any]:

@@ -42,6 +42,8 @@ FAULTS: Final = (
     Fault("issue_denied", 403, "the client may not have this token issued", "the member denial names the reason"),
     Fault("revocation_denied", 403, "the token is not the client's, or not out", "ops: `tollgate token revoke`"),
     Fault("keys_unpublished", 404, "no public keys are published here", "ops: `tollgate keys generate`"),
+    Fault("keys_unavailable", 503, "the signing keys cannot be used now; nothing was issued",
+          "send it again; ops: the door's log says why, and `tollgate keys list`", transient=True),
     Fault("kafka_unavailable", 503, "Kafka did not take it; nothing was written", "send it again",
           transient=True),
     Fault("outcome_unknown", 503, "Kafka did not say in time whether it has what was asked for: it may still count",

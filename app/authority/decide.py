@@ -164,6 +164,8 @@ def _unfit(identity: Identity, request: IssueRequest, platforms: Collection[str]
         fault = _unfit_client(identity, request, platforms)
         if fault is not None:
             return fault
+    if len(request.jobs) > limits.GRANT_JOBS_MAX:
+        return Denied("scope_too_broad", f"a token grants at most {limits.GRANT_JOBS_MAX} jobs")
     for job in request.jobs:
         malformed = job_name_fault(job)
         if malformed is not None:

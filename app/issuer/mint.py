@@ -240,6 +240,9 @@ def _refuse(request: TriggerTokenRequest) -> Refusal | None:
         return Refusal("scope_too_broad", "no patterns: a token names each job exactly")
     if request.uses == "once" and len(request.jobs) != 1:
         return Refusal("scope_too_broad", "a one-shot token grants exactly one job")
+    # Before they are searched, which takes longer than anything a token could hold.
+    if len(repr(request.params)) > limits.TOKEN_MAX_BYTES:
+        return Refusal("token_too_large", f"its parameters alone exceed {limits.TOKEN_CLAIMS_MAX_BYTES} bytes")
     for where, text in _texts(dict(request.params), "params"):
         if token_shaped(text) or _PRIVATE_KEY in text:
             return Refusal("secret_in_clear", f"{where} holds a token or a private key, which every bearer could read")

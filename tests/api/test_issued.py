@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from app.api import issuing
-from app.api.issuing import Issuing, Refusals
+from app.api.clients import Client
+from app.api.issuing import Issuing, Refusals, Wanted
+from app.api.problems import Problem
 from app.authority.decide import IssueRequest, unauthenticated
+from app.authority.identities import Identity
 from app.authority.records import Issued, issue_denied
+from app.authority.roles import Allow, Role
+from app.issuer.keystore import LOCK_FILE, STATE_FILE, Keystore
+from app.issuer.mint import Minted
 from tests.api.closed import unconnected
 
 
@@ -70,3 +80,64 @@ def test_of_a_flood_of_refusals_few_are_recorded_and_how_many_were_not() -> None
     assert refusals.take(1000.0 + issuing.REFUSAL_EVERY_S) is None
     assert refusals.take(9000.0) == 1
     assert refusals.take(9000.0) == 0
+
+
+CLIENT = Client(Identity("svc:ci", 1, "service", "https://i", "dev", ("r",)), "c")
+WANTED = Wanted(("reports/nightly",), "once", 60)
+
+
+def with_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Issuing, Path, list[Any]]:
+    """A door that may issue, its keys, and what it would have written to Kafka."""
+    service, written = unconnected(directory), list[Any]()
+    made = service.issuing
+    assert made is not None
+    monkeypatch.setattr(service.tables, "complaint", lambda: None)
+
+    async def write(topic: str, _record: Any) -> None:
+        written.append(topic)
+
+    monkeypatch.setattr(made, "_write", write)
+    made.rights.roles["r"] = Role("r", 1, (Allow(("reports/*",), max_lifetime_s=600),))
+    made._store = Keystore(directory / "keys", directory / "jwks.json")
+    made._store.generate("ES256", int(time.time()))
+    return made, directory / "keys", written
+
+
+async def test_what_is_wrong_with_the_keys_is_for_now_and_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, keys, written = with_keys(tmp_path, monkeypatch)
+    assert isinstance(await made.issue(CLIENT, WANTED), Minted)
+    state = (keys / STATE_FILE).read_bytes()
+    for spoil in (lambda at: at.write_bytes(b"{"), lambda at: at.mkdir()):
+        (keys / STATE_FILE).unlink()
+        spoil(keys / STATE_FILE)
+        with pytest.raises(Problem) as refused:
+            await made.issue(CLIENT, WANTED)
+        assert (refused.value.status, refused.value.code) == (503, "keys_unavailable")
+        assert refused.value.headers["Retry-After"]
+    (keys / STATE_FILE).rmdir()
+    (keys / STATE_FILE).write_bytes(state)
+    (keys / STATE_FILE).chmod(0o600)
+    assert isinstance(await made.issue(CLIENT, WANTED), Minted)
+    assert len(written) == 2
+
+
+async def test_a_door_answers_others_while_it_waits_for_the_lock_of_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, keys, _ = with_keys(tmp_path, monkeypatch)
+    with (keys / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        asked = asyncio.create_task(made.issue(CLIENT, WANTED))
+        await asyncio.wait({asked}, timeout=0.3)
+        assert not asked.done()
+    assert isinstance(await asked, Minted)
+
+
+async def test_a_view_that_is_behind_issues_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _, written = with_keys(tmp_path, monkeypatch)
+    monkeypatch.setattr(made._tables, "complaint", lambda: "registry was last confirmed 9.0 s ago")
+    with pytest.raises(Problem) as refused:
+        await made.issue(CLIENT, WANTED)
+    assert (refused.value.code, written) == ("not_ready", [])

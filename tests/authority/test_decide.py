@@ -51,6 +51,7 @@ def test_what_a_role_allows_may_be_issued():
         ({"jobs": ("deploy-a", "deploy-b"), "uses": "many"}, "allowed"),
         ({"jobs": ("deploy-a", "deploy-b")}, "scope_too_broad"),
         ({"jobs": ()}, "scope_too_broad"),
+        ({"jobs": ("deploy-a",) * 65, "uses": "many"}, "scope_too_broad"),
         ({"jobs": ("*",)}, "scope_too_broad"),
         ({"jobs": ("deploy-*",)}, "scope_too_broad"),
         ({"jobs": ("deploy-\n",)}, "job_name_malformed"),

@@ -114,6 +114,7 @@ REFUSED = [
     ({"params": {"x": 10**15}}, "token_json_malformed"),
     ({"params": {"x": "\ud800"}}, "token_json_malformed"),
     ({"params": {"x": "y" * 4000}}, "token_too_large"),
+    ({"params": {"password": "y" * 9000}}, "token_too_large"),  # told before anything in it is looked at
     ({"params": {"a": {"b": {"c": {"d": {"e": {"f": 1}}}}}}}, "token_json_malformed"),
     ({"subject": ""}, "claim_malformed"),
     ({"org_id": ""}, "claim_malformed"),
