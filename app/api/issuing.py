@@ -230,6 +230,14 @@ class Issuing:
             return Denied("bound_object_gone", f"under that key the registry holds {what}")
         return wanted._replace(bound_to=BoundTo(key, birth_id))
 
+    async def refused(self, client: Client, code: str, words: str) -> None:
+        """Leave the record of what a client was refused before anything was asked for. Raises Problem without Kafka."""
+        identity, issuer, now_ms = client.identity, self._settings.issuer.issuer, time.time_ns() // 1_000_000
+        request = IssueRequest(identity.name, identity.org_id, None)
+        denied = Denied(code, words)
+        record = issue_denied(denied, request, identity.name, issuer, VIA, now_ms, authenticated=True)
+        await self._write(self._topic, record)
+
     async def unauthenticated(self, claimed: str) -> None:
         """Leave the record of a client that proved nothing; of a flood, of some of them, and how many there were."""
         now_ms = time.time_ns() // 1_000_000

@@ -56,7 +56,11 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
             case "client_credentials":
                 wanted = _wanted(form, _KNOWN)
             case exchange.GRANT_TYPE:
-                wanted = await _exchanged(service, client, form)
+                try:
+                    wanted = await _exchanged(service, client, form)
+                except OAuthError as error:
+                    await issuing.refused(client, error.reason or error.error, error.description)
+                    raise
                 told = {"issued_token_type": exchange.JWT}
             case _:
                 raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(GRANT_TYPES)}")

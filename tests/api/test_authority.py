@@ -320,6 +320,8 @@ def test_a_token_is_exchanged_for_one_that_says_who_acts_for_whom_and_never_for_
     assert error(exchanged(agent, one_shot)) == (400, "invalid_grant", "token_already_used")
     assert error(exchanged(agent, handed, scope="job:reports/other")) == (400, "invalid_scope", "job_not_authorized")
     assert error(exchanged(agent, "a.b.c"))[:2] == (400, "invalid_grant")
+    denied = [each["reason"] for each in authority.issuance(agent[0]) if each["event"] == "issue_denied"]
+    assert denied[-3:] == ["token_already_used", "job_not_authorized", "invalid_grant"]
     stranger = authority.identity()
     authority.token(stranger)
     assert error(exchanged(stranger, handed)) == (400, "access_denied", "subject_not_granted")
