@@ -43,6 +43,7 @@ class Event:
     BATCH_UNREAD: Final = "batch_unread"
     HANDOFF_FOREIGN: Final = "handoff_foreign"
     FETCH_FAILED: Final = "fetch_failed"
+    READ_WAITS: Final = "read_waits"
     SERVE_STARTED: Final = "serve_started"
     SERVE_STOPPING: Final = "serve_stopping"
     SERVE_STOPPED: Final = "serve_stopped"

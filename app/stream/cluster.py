@@ -33,6 +33,8 @@ SETTLING_WAIT_MS: Final = 10
 FETCH_PARTITION_BYTES: Final = 1 << 20
 FETCH_BYTES: Final = 8 << 20
 RESTORE_FETCH_BYTES: Final = 4 << 20
+READ_TOLD_AFTER_S: Final = 5.0
+READ_TOLD_AGAIN_S: Final = 60.0
 RETRY_S: Final = 0.1
 METADATA_MAX_AGE_MS: Final = 30_000
 ALL: Final = 1 << 31
@@ -141,11 +143,13 @@ class Cluster:
 
     async def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
         position = start
+        tell_at_s = time.monotonic() + READ_TOLD_AFTER_S
         group = ("read", next(_readers))  # closed below, and nobody else's
         try:
             while position < end:
                 raw, aborted = await self._fetch_one(partition, position, group)
                 chunk: list[ReadRecord] = []
+                before = position
                 for part, next_offset in batch.visible(raw, aborted, position):
                     if part is not None:
                         chunk += [
@@ -154,6 +158,12 @@ class Cluster:
                             if position <= r.offset < end
                         ]
                     position = next_offset
+                if position > before:
+                    tell_at_s = time.monotonic() + READ_TOLD_AFTER_S
+                elif time.monotonic() > tell_at_s:  # whoever left it open, nobody may read past it until it is ended
+                    tell_at_s = time.monotonic() + READ_TOLD_AGAIN_S
+                    why = f"a transaction is open at {position}, and what is read ends at {end}"
+                    log.warning(Event.READ_WAITS, topic=partition[0], partition=partition[1], why=why)
                 yield chunk, min(position, end)
         finally:
             await self._client.drop(group)

@@ -174,14 +174,17 @@ def test_without_kafka_triggers_are_refused_and_none_that_was_acknowledged_is_lo
 
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(send, range(100)))
+            # Not with transactions under way: a lone broker that goes then may tear them (KAFKA-20734).
+            assert gate.stop() == 0
             sending = [threads.submit(send, number) for number in range(100, 200)]
-            kafka.stop()
+            kafka.kill(1)
             for each in sending:
                 each.result()
         send(200)
         assert statuses[-1] == 503
         assert httpx.get(f"{door.internal_url}/livez").status_code == 200
     with LocalKafka(tmp_path / "kafka", port=port) as kafka:
+        gate.start()
         deadline = time.monotonic() + 90
         while client.trigger(JOB, idempotency_key="k-again").status_code != 202:
             assert door.alive, door.log_file.read_text()
