@@ -266,7 +266,6 @@ ROWS: dict[str, Row] = {
     ),
     "K-05": _in(
         C, "test_one_block_of_settings_says_with_which_keys_the_command_and_the_door_sign",
-        "test_a_rotated_key_signs_at_the_command_and_the_door_alike_with_no_restart",
     ),
     "K-06": _in(
         ID, "test_a_rotated_secret_and_the_one_before_are_both_good_for_the_overlap_then_only_the_new",

@@ -16,6 +16,7 @@ import pytest
 from confluent_kafka import Producer
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.rows.aside import Aside
 from tests.rows.world import NIGHTLY, OTHER, Issuer, World, b64, by_headers, changed, plain, public_jwk, signed
 from tests.support.reader import read_topic
 
@@ -337,28 +338,28 @@ def test_a_revocation_is_listed_and_lifted_and_what_it_refused_is_honoured_again
     world.tollgate("revocations", "lift", "subjects", subject, code=USAGE)
 
 
-def test_what_holds_every_lane_is_named_by_the_doctor_and_lifted_by_its_key(world: World) -> None:
+def test_what_holds_every_lane_is_named_by_the_doctor_and_lifted_by_its_key(aside: Aside) -> None:
     """A selector of a later version: whom it refuses cannot be told, so nobody is let through until it is gone."""
-    token = world.issue(NIGHTLY, "--uses", "many")
-    world.until("accepted", lambda: plain(token))
-    later = json.dumps([world.ours.iss, "tenant", "t-1"], separators=(",", ":"))
-    write(world, "revocations", later, "{}")
+    token = aside.issue(NIGHTLY, "--uses", "many")
+    aside.until("accepted", lambda: plain(token))
+    later = json.dumps([aside.ours.iss, "tenant", "t-1"], separators=(",", ":"))
+    write(aside, "revocations", later, "{}")
     try:
-        (gate,) = world.gates
+        gate = aside.gate
         deadline = time.monotonic() + 30
         while not any(event.get("cause") == "tables_unread" for event in gate.events()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        waiting = world.send_all([plain(token)])
-        findings = [row for row in world.rows("doctor", code=1) if row["what"] == "revocations"]
+        waiting = aside.send_all([plain(token)])
+        findings = [row for row in aside.rows("doctor", code=1) if row["what"] == "revocations"]
         assert [row["verdict"] for row in findings] == ["bad"]
         assert later in findings[0]["mend"]
-        assert later in world.tollgate("revocations", "list").stderr
-        world.tollgate("revocations", "lift", "--key", "[]", code=NOTHING_MATCHED)
-        world.tollgate("revocations", "lift", code=USAGE)
+        assert later in aside.tollgate("revocations", "list").stderr
+        aside.tollgate("revocations", "lift", "--key", "[]", code=NOTHING_MATCHED)
+        aside.tollgate("revocations", "lift", code=USAGE)
     finally:
-        world.tollgate("revocations", "lift", "--key", later)
-    assert [outcome.verdict for outcome in world.outcomes(waiting)] == ["accepted"]
+        aside.tollgate("revocations", "lift", "--key", later)
+    assert [outcome.verdict for outcome in aside.outcomes(waiting)] == ["accepted"]
 
 
 def test_only_revocations_that_outlived_their_tokens_are_cleaned_away(world: World) -> None:
