@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
@@ -152,6 +153,7 @@ def could_have(parent: str, child: Admitted, trigger: Trigger, at_s: int, world:
     return False
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
 @given(first_tokens(), st.lists(wanted(), min_size=1, max_size=2), worlds(), st.data())
 def test_whatever_an_exchanged_token_starts_the_one_it_came_of_could_have_started(
