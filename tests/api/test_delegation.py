@@ -293,10 +293,10 @@ def test_a_token_is_no_credential_to_get_another_with(family: Family, low: list[
     assert httpx.get(f"{authority.url}/v1/tokens", headers=bearer).status_code == 403
     refreshed = authority.ask(family.owner, grant_type="refresh_token", refresh_token=token)
     assert error(refreshed)[:2] == (400, "unsupported_grant_type")
-    poor = authority.identity("reports/none")
-    authority.apply("jobs", '[jobs."reports/none"]\n')
+    poor = authority.identity("reports/uncertain")
+    authority.apply("jobs", '[jobs."reports/uncertain"]\n')
     deadline = time.monotonic() + 20
-    while authority.ask(poor, scope="job:reports/none").status_code != 200:
+    while authority.ask(poor, scope="job:reports/uncertain").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert error(family.exchanged(poor, token))[:2] == (400, "access_denied")
