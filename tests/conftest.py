@@ -18,6 +18,8 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile("fuzz" if os.environ.get("TOLLGATE_FUZZ") else "suite")
 
+FIRST = ("test_simulation.py", "test_campaign.py", "test_gates.py", "test_classes.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--broker-required", action="store_true", help="a skipped broker test is a failed one")
@@ -28,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "broker" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.broker)
     # Simulated worlds first: they want a process in which nothing else has run yet, not even a world with a script.
-    items.sort(key=lambda item: item.path.name != "test_simulation.py")
+    # Then what takes longest, so that no process works on it when all others have nothing left to do.
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.hookimpl(wrapper=True)

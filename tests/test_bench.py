@@ -19,7 +19,7 @@ def test_every_kind_of_row_is_measured_and_told_with_its_goal(broker: str, check
     command = [sys.executable, "-m", "scripts.benchmark", "--smoke", "--rows", ROWS, "--bootstrap", broker]
     done = subprocess.run(
         [*command, "--json", str(report)], cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout)},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())

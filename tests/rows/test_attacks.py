@@ -598,7 +598,7 @@ NASTY = [
 
 def test_b12_a_receipt_of_anothers_key_tells_nothing_of_it(world):
     """Probing: whoever asks with a key that is not theirs gets a run of their own, and learns of no other."""
-    key = "b12"
+    key = "order-of-mine"  # nothing that an id, made at random, could hold
     victim = world.present_one(plain(world.ours.token(uses="many"), params={"n": 1}, idempotency_key=key))
     probes = world.present(
         plain(world.partner.token(uses="many"), params={"n": 1}, idempotency_key=key),
