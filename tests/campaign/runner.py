@@ -21,7 +21,7 @@ from tests.campaign.judge import judge, save
 from tests.campaign.report import Outcome, Report, quantiles
 from tests.campaign.rows import Play, Row
 from tests.campaign.stage import Fault, Interrupted, Stage
-from tests.campaign.strikes import NONE_LEFT, SEVERAL
+from tests.campaign.strikes import BACK_AT_ONCE, NONE_LEFT, SEVERAL
 from tests.planted.bugs import BUGS
 
 PROGRESS_S = 10.0
@@ -156,14 +156,15 @@ class Campaign:
                 row.name, row.what, self._count(row),
                 stage.counts.get(row.name, sum(fault.effective for fault in mine)), len(mine),
                 verdict.triggers, verdict.jobs, verdict.violations if row is rows[0] else [],
-                _recovered_s(mine, lambda kind: kind not in {SEVERAL, NONE_LEFT}),
+                _recovered_s(mine, lambda kind: kind not in {BACK_AT_ONCE, SEVERAL, NONE_LEFT}),
                 dict(Counter(fault.kind for fault in mine if fault.effective)), verdict.indeterminate if row is rows[0] else {},
                 stage.notes if row is rows[0] else [],
                 time.monotonic() - began, stage.name,
             )  # fmt: skip
             outcome.inputs = row.name in stage.counts
-            if several := _recovered_s(mine, lambda kind: kind == SEVERAL):
-                outcome.notes.append(f"decided again after {SEVERAL}, p50 / p99: {quantiles(several)}")
+            for kind in (BACK_AT_ONCE, SEVERAL, NONE_LEFT):
+                if took := _recovered_s(mine, lambda each, kind=kind: each == kind):
+                    outcome.notes.append(f"decided again after {kind}, p50 / p99: {quantiles(took)}")
             outcome.bound_s = row.recovers_s and stage.session_ms / 1_000 + row.recovers_s
             self.report.outcomes.append(outcome)
             self._say(

@@ -21,6 +21,8 @@ from tests.campaign.stage import CampaignGate, Fault, Stage
 CATCH_UP_S = 1.0
 DUE_S = 20.0  # by when an armed gate has come to its point
 FREQUENT_PASSES = 30
+TAKEN_OVER = "SIGKILL, others take over"
+BACK_AT_ONCE = "SIGKILL, back at once"  # its lanes move twice: to others, and some of them to it again
 SEVERAL = "SIGKILL of several at once"
 NONE_LEFT = "SIGKILL of all there are"
 
@@ -28,7 +30,7 @@ NONE_LEFT = "SIGKILL of all there are"
 def kill_round(stage: Stage, row: str, most: int) -> list[Fault]:
     """SIGKILL some gates that own lanes, at once; start them again; wait until every lane decides again.
 
-    What waits from the round before has time to be worked off first: the time to recover is a gate's, not a backlog's.
+    A single one comes back at once, or when others have taken its lanes over. What waits from the round before has time to be worked off first: the time to recover is a gate's, not a backlog's.
     """
     time.sleep(CATCH_UP_S)
     ready = [gate for gate in stage.gates if gate.lanes]
@@ -36,7 +38,7 @@ def kill_round(stage: Stage, row: str, most: int) -> list[Fault]:
     if len(victims) == sum(gate.alive for gate in stage.gates):
         kind = NONE_LEFT
     else:
-        kind = SEVERAL if len(victims) > 1 else "SIGKILL"
+        kind = SEVERAL if len(victims) > 1 else stage.dice.choice((TAKEN_OVER, BACK_AT_ONCE))
     time.sleep(stage.dice.uniform(0.0, 0.5))
     faults = []
     for gate in victims:
@@ -45,9 +47,12 @@ def kill_round(stage: Stage, row: str, most: int) -> list[Fault]:
         gate.kill()
         fault.effective = bool(lanes)
         faults.append(fault)
+    if kind == TAKEN_OVER:
+        recover(stage, faults)
     for gate in victims:
         gate.start()
-    recover(stage, faults)
+    if kind != TAKEN_OVER:
+        recover(stage, faults)
     return faults
 
 
