@@ -1,6 +1,5 @@
 """SECURITY.md names tests that exist, a row of it does not go without, and the table of access is everywhere the same."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -8,16 +7,12 @@ import pytest
 
 from app.stream.access import ROLES
 from app.stream.topics import Topic
+from tests.support.named import functions_of
 
 TESTS = Path(__file__).resolve().parent
 TEXT = (TESTS.parent / "SECURITY.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)))
 NONE_NEEDED = ("| asset |", "| role |", "| topic |")
-
-
-def functions_of(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 @pytest.mark.parametrize(("file", "function"), NAMED, ids=[name for _, name in NAMED])

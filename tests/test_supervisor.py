@@ -27,6 +27,10 @@ import sys
 from app.stream.supervisor import _Workers
 sys.exit(_Workers(2, [sys.executable, "worker.py"]).run())
 """
+RESTARTED_SOON = """
+from app.stream import supervisor
+supervisor.RESTART_WAIT_S = 0.1
+"""
 # A signal that comes when a worker runs and `Popen` has not returned it yet.
 WITHIN_POPEN = """
 import os, signal, subprocess
@@ -62,7 +66,7 @@ def test_a_gate_that_is_told_to_stop_leaves_no_worker(when: str, tmp_path: Path,
 def test_a_worker_that_fell_is_started_again_and_stopped_with_the_gate(tmp_path: Path, checkout: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     gate = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(checkout)},
+        [sys.executable, "-c", RESTARTED_SOON + SUPERVISOR], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(checkout)},
         stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert gate.stdout is not None

@@ -30,7 +30,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
 
 @pytest.fixture
 def client(door: Closed) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=door.url, headers={"authorization": f"Bearer {token()}"}) as client:
+    # Nothing here is TLS; by default each client reads all the authorities of the world first.
+    with httpx.Client(base_url=door.url, headers={"authorization": f"Bearer {token()}"}, verify=False) as client:
         yield client
 
 
@@ -174,7 +175,7 @@ def test_the_beginning_of_a_next_request_may_come_with_the_end_of_a_large_body(t
         with socket.create_connection((host, int(port)), timeout=10) as wire:
             for segment in (*first, following[10:]):
                 wire.sendall(segment)
-                time.sleep(0.3)
+                time.sleep(0.1)
             assert wire.recv(65_536).startswith(b"HTTP/1.1 503 ")
 
 

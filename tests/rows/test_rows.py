@@ -1,12 +1,12 @@
 """The table of rows is whole, names tests that exist, and the tests of rows import nothing of the product."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.rows.rows import ATTACKS, ROWS
+from tests.support.named import functions_of
 
 HERE = Path(__file__).parent
 REQUIRED = [
@@ -29,14 +29,6 @@ REQUIRED = [
 # comparison takes: SECURITY.md says so.
 LATER = {"B14", "B19", "B20", "B21"}
 IN_TABLE = [f"A{number}" for number in range(1, 20)] + [f"B{number}" for number in range(1, 22)]
-
-
-def functions_of(path):
-    return {
-        node.name
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
 
 
 def test_every_row_that_must_hold_is_in_the_table():

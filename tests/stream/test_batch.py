@@ -266,10 +266,18 @@ async def test_a_batch_that_expands_beyond_the_limit_is_refused_before_it_is_unp
 
 def _bomb(codec: int) -> bytes:
     """A batch of one record of BOMB_BYTES zeros, compressed."""
-    body = b"\0\0\0\1" + batch._varint(BOMB_BYTES) + bytes(BOMB_BYTES) + b"\0"
-    plain = batch._varint(len(body)) + body
-    pack = {1: cramjam.gzip.compress, 2: cramjam.snappy.compress_raw, 3: cramjam.lz4.compress, 4: cramjam.zstd.compress}
-    payload = bytes(pack[codec](plain))
+    before = b"\0\0\0\1" + batch._varint(BOMB_BYTES)
+    plain = b"".join((batch._varint(len(before) + BOMB_BYTES + 1), before, bytes(BOMB_BYTES), b"\0"))
+    match codec:
+        case 1:
+            packed = cramjam.gzip.compress(plain, level=1)
+        case 2:
+            packed = cramjam.snappy.compress_raw(plain)
+        case 3:
+            packed = cramjam.lz4.compress(plain)
+        case _:
+            packed = cramjam.zstd.compress(plain, level=1)
+    payload = bytes(packed)
     fields = (0, HEADER.size - 12 + len(payload), -1, 2, 0, codec, 0, 0, 0, -1, -1, -1, 1)
     return HEADER.pack(*fields) + payload
 

@@ -319,7 +319,10 @@ def test_a_store_that_its_disk_failed_is_closed_and_let_go(tmp_path: Path) -> No
     again.close()
 
 
-async def test_a_store_whose_lock_a_zombie_holds_gets_one_beside_it(tmp_path: Path, logged: list[Any]) -> None:
+async def test_a_store_whose_lock_a_zombie_holds_gets_one_beside_it(
+    tmp_path: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOCK_WAIT_S", 0.2)
     zombie, _ = await restore.open_local(tmp_path, CLUSTER, BIRTH, LANE)
     second, path = await restore.open_local(tmp_path, CLUSTER, BIRTH, LANE)
     assert path == tmp_path / f"lane-{LANE}.1"
