@@ -22,6 +22,7 @@ from tests.api.test_authority import ASSERTION_TYPE, Authority, error, trusted
 from tests.support import reader
 from tests.support.doors import Emitter
 from tests.support.issuer import JOB
+from tests.support.jose import claims_of
 
 pytestmark = pytest.mark.broker
 JWT = "urn:ietf:params:oauth:token-type:jwt"
@@ -85,10 +86,6 @@ class Family:
 @pytest.fixture(scope="module")
 def family(authority: Authority) -> Iterator[Family]:
     return Family(authority, CHAIN_MAX + 1)
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    return dict(jwt.decode(token, options={"verify_signature": False}))
 
 
 def test_who_acts_for_whom_stands_in_the_token_in_introspection_and_in_the_audit(family: Family) -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from app.authority.assertion import LIFETIME_MAX_S, Proven, check_assertion, named_by
 from app.authority.identities import ClientKey, Identity
-from tests.support.tokens import ABSENT, NOW_S, OTHER, PRIVATE, public_jwk, signed, with_changes
+from tests.support.jose import ABSENT, changed
+from tests.support.tokens import NOW_S, OTHER, PRIVATE, public_jwk, signed
 
 AUDIENCE = "https://issuer.example"
 CI = Identity("svc:ci", 1, "service", AUDIENCE, "acme", credentials=(ClientKey("k1", public_jwk()),))
@@ -16,8 +17,8 @@ def assertion(header=None, private=PRIVATE, **claims):
     import json
 
     return signed(
-        json.dumps(with_changes(HEADER, header or {})).encode(),
-        json.dumps(with_changes(CLAIMS, claims)).encode(),
+        json.dumps(changed(HEADER, header or {})).encode(),
+        json.dumps(changed(CLAIMS, claims)).encode(),
         private,
     )
 

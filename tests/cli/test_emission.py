@@ -7,7 +7,8 @@ import base64
 import pytest
 
 from app.emission import Emission, Form, home_of, trigger_of
-from tests.support.tokens import ABSENT, JTI, token
+from tests.support.jose import ABSENT
+from tests.support.tokens import JTI, token
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
 import time
@@ -14,6 +13,7 @@ import pytest
 from app.gate.revocation import Revocations
 from tests.cli.program import PROGRAM, Said, tollgate
 from tests.support.gates import environment
+from tests.support.jose import claims_of
 from tests.support.reader import read_topic
 
 pytestmark = pytest.mark.slow  # many processes
@@ -53,11 +53,6 @@ def holds_nothing_of(token: str, text: str) -> None:
     """Neither the token nor a part by which it could be used."""
     assert token not in text
     assert token.rpartition(".")[2] not in text
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    part = token.split(".")[1]
-    return dict(json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))))
 
 
 @pytest.fixture(scope="module")

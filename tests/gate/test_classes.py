@@ -10,7 +10,8 @@ from app.gate.reasons import BY_CODE, Rejected
 from app.gate.token import CLASSES, HOST_CLASSES, USER_CLASSES, VerifiedToken, claims_another_class, verify
 from app.issuer.keystore import SigningKey
 from app.issuer.mint import ClientTokenRequest, Minted, Refusal, TriggerTokenRequest, mint, mint_client
-from tests.support.tokens import ABSENT, AUD, CLAIMS, ISS, NOW_S, PRIVATE, RING, signed, token, with_changes
+from tests.support.jose import ABSENT, changed
+from tests.support.tokens import AUD, CLAIMS, ISS, NOW_S, PRIVATE, RING, signed, token
 
 KEY = SigningKey("k1", "ES256", PRIVATE)
 PLACES = {"trigger": CLASSES, "user": USER_CLASSES, "host": HOST_CLASSES}
@@ -21,7 +22,7 @@ OF_HOST = EXTRA | {"platform": "hpc-a", "level": 2}
 def shown(typ: str, **claims: object) -> str:
     return signed(
         json.dumps({"alg": "ES256", "kid": "k1", "typ": typ}).encode(),
-        json.dumps(with_changes(CLAIMS, claims)).encode(),
+        json.dumps(changed(CLAIMS, claims)).encode(),
     )
 
 

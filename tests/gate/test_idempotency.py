@@ -5,8 +5,9 @@ import pytest
 from app.gate.decide import Admitted, Memo, admit
 from app.gate.idempotency import Entry, compare, home_lane, of_one_shot
 from app.gate.token import verify
+from tests.support.jose import ABSENT
 from tests.support.pure_world import WORLD, record
-from tests.support.tokens import ABSENT, AUD, NOW_S, RING, token
+from tests.support.tokens import AUD, NOW_S, RING, token
 
 WINDOW_MS = 300_000
 

@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from app.gate import limits
 from app.gate.keyset import JWKSInvalid, KeySet, dev_key, is_kid
-from tests.support.tokens import ABSENT, ED_PRIVATE, OTHER, b64, es256, public_jwk, with_changes
+from tests.support.jose import ABSENT, b64, changed
+from tests.support.tokens import ED_PRIVATE, OTHER, es256, public_jwk
 
 ED = {"kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": b64(ED_PRIVATE.public_key().public_bytes_raw())}
 BOTH = ("ES256", "EdDSA")
@@ -60,7 +61,7 @@ def test_a_key_that_is_not_for_us_is_skipped_and_the_others_are_used(changes):
 
 @pytest.mark.parametrize("x", [None, 1, "", b64(bytes(31)), b64(bytes(33))])
 def test_an_ed25519_key_has_32_bytes(x):
-    assert set(read(with_changes(ED, {"x": x}), public_jwk("good")).keys) == {"good"}
+    assert set(read(changed(ED, {"x": x}), public_jwk("good")).keys) == {"good"}
 
 
 PRIVATE_MEMBERS = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"]

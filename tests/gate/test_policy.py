@@ -1,7 +1,6 @@
-"""What rules, definitions and revocations say of a verified token: each test states one difference from a valid world."""
+"""What rules and definitions say of a verified token and its parameters: each test states one difference from a valid world."""
 
 import hashlib
-import json
 
 import msgspec
 import pytest
@@ -12,63 +11,17 @@ from app.gate import limits
 from app.gate.canonical import canonical
 from app.gate.policy import (
     Authorized,
-    Job,
     Revocations,
-    TrustRule,
     check_token,
-    job_from_record,
-    merge_params,
-    permit,
-    revocation_key,
-    revocation_record,
-    trust_from_record,
     within_grace,
 )
 from app.gate.reasons import PRECEDENCE, Rejected
-from app.gate.token import Claims, Grant
+from tests.support.judging import GRACE_S, ISS, NOW_MS, NOW_S, RULE, authorize, claims, code, job, judge
 
-ISS = "https://issuer.example"
-NOW_S = 1_700_000_000
-NOW_MS = NOW_S * 1000
-GRACE_S = 60
-RULE = TrustRule(
-    ISS, 1, "/jwks.json", ("ES256",), ("acme",), ("trigger",), ("service:*",), ("reports/*", "exact"), 90 * 86_400
-)
-GRANT = Grant(("106-Trigger",), ("reports/nightly",), {})
-CLAIMS = Claims(ISS, "k1", "service:ci", "acme", "jti-1", NOW_S - 10, NOW_S - 10, NOW_S + 600, "once", "trigger", GRANT)
 SCHEMA = {
     "type": "object", "required": ["region"], "additionalProperties": False,
     "properties": {"region": {"enum": ["eu", "us"]}, "n": {"type": "integer", "maximum": 5}, "tags": {"items": {"pattern": "^[a-z]+$"}}},
 }  # fmt: skip
-
-
-def job(**members) -> Job:
-    name = members.setdefault("name", "reports/nightly")
-    made = job_from_record(f"job/{name}".encode(), json.dumps({"version": 1} | members).encode())
-    assert isinstance(made, Job), made
-    return made
-
-
-def claims(**changes):
-    grant = {name: changes.pop(name) for name in ("actions", "jobs", "params", "params_sha256") if name in changes}
-    return msgspec.structs.replace(CLAIMS, grant=msgspec.structs.replace(GRANT, **grant), **changes)
-
-
-def authorize(claims, rule, jobs, name, payload, params_sha256):
-    """Stage 3 whole, as a decision takes it in two steps."""
-    definition = permit(claims, rule, jobs, name)
-    if isinstance(definition, Rejected):
-        return definition
-    return merge_params(claims.grant, definition, payload, params_sha256)
-
-
-def judge(token=CLAIMS, name="reports/nightly", payload=None, definition=None, params_sha256=None, rule=RULE):
-    definition = definition or job()
-    return authorize(token, rule, {definition.name: definition}, name, payload or {}, params_sha256)
-
-
-def code(outcome):
-    return outcome.code if isinstance(outcome, Rejected) else outcome
 
 
 # ── stage 2, the rest ──
@@ -111,141 +64,6 @@ def test_a_token_is_judged_at_append_time(expected, changes, rule):
 )  # fmt: skip
 def test_grace_is_told_when_it_mattered(changes, graced):
     assert within_grace(claims(**changes), NOW_MS, GRACE_S) is graced
-
-
-# ── revocations ──
-
-
-def revoke(table, selector, value, since_s=NOW_S, issuer=ISS):
-    assert (
-        table.apply(*revocation_record(issuer, selector, value, since_s=since_s, reason="r", by="ops", keep_until_s=0))
-        is None
-    )
-
-
-@pytest.mark.parametrize(
-    ("selector", "value"),
-    [
-        ("jti", "jti-1"),
-        ("subject", "service:ci"),
-        ("subject_prefix", "service:"),
-        ("subject_prefix", ""),
-        ("job", "reports/nightly"),
-        ("class", "trigger"),
-        ("kid", "k1"),
-        ("issuer", None),
-    ],
-)
-def test_what_is_revoked_is_refused_until_a_tombstone(selector, value):
-    table = Revocations()
-    revoke(table, selector, value)
-    assert code(check_token(CLAIMS, RULE, table, NOW_MS, GRACE_S)) == "token_revoked"
-    assert not table.covers(claims(iss="https://other"))
-    assert table.apply(revocation_key(ISS, selector, ISS if value is None else value), None) is None
-    assert not table.covers(CLAIMS)
-
-
-@pytest.mark.parametrize(
-    ("selector", "value"),
-    [
-        ("jti", "jti-1"),
-        ("subject", "service:ci"),
-        ("subject_prefix", "service:c"),
-        ("job", "reports/nightly"),
-        ("class", "trigger"),
-    ],
-)
-def test_all_but_keys_and_issuers_are_revoked_up_to_an_iat(selector, value):
-    table = Revocations()
-    revoke(table, selector, value, since_s=NOW_S)
-    assert table.covers(claims(iat=NOW_S))
-    assert not table.covers(claims(iat=NOW_S + 1))
-
-
-@pytest.mark.parametrize(
-    ("selector", "value"),
-    [
-        ("subject_prefix", "service:ci-"),
-        ("subject_prefix", "ervice"),
-        ("job", "reports/"),
-        ("job", "exact"),
-        ("class", "user"),
-    ],
-)
-def test_what_a_bulk_revocation_does_not_name_stays_good(selector, value):
-    table = Revocations()
-    revoke(table, selector, value)
-    assert not table.covers(CLAIMS)
-
-
-@pytest.mark.parametrize(("selector", "value"), [("kid", "k1"), ("issuer", None)])
-def test_a_key_or_issuer_is_revoked_for_every_iat(selector, value):
-    table = Revocations()
-    revoke(table, selector, value, since_s=0)
-    assert table.covers(claims(iat=NOW_S + 10**6))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [b"", b"{}", b"\xff", b"null", revocation_record("x", "jti", "y", since_s=1, reason="", by="", keep_until_s=0)[1]],
-)
-def test_an_unreadable_record_never_un_revokes_live_or_after_compaction(value):
-    for before in ([b"{}"], []):
-        table = Revocations()
-        if before:
-            revoke(table, "jti", "jti-1", since_s=1)
-        assert table.apply(revocation_key(ISS, "jti", "jti-1"), value) is not None
-        assert table.covers(CLAIMS)
-
-
-@pytest.mark.parametrize(
-    "key", [None, b"", b"{}", b'["a","b","c","d"]', b'["a","jti"]', b"\xff", b'["a","issuer","b"]']
-)
-def test_a_record_whose_key_names_nothing_changes_nothing(key):
-    table = Revocations()
-    revoke(table, "jti", "jti-1")
-    assert table.apply(key, None) is not None
-    assert table.apply(key, b"{}") is not None
-    assert len(table) == 1
-
-
-def test_a_selector_of_a_later_version_is_told_until_it_is_removed():
-    table = Revocations()
-    later = json.dumps([ISS, "tenant", "t-1"]).encode()
-    assert "tenant" in str(table.apply(later, b"{}"))
-    assert table.unknown() == {later: "tenant"}
-    assert table.apply(b'["other","tenant","t-1"]', None) is None
-    assert table.unknown() == {later: "tenant"}
-    assert table.apply(later, None) is None
-    assert table.unknown() == {}
-
-
-def test_a_key_in_another_spelling_revokes_but_cannot_un_revoke():
-    table = Revocations()
-    spaced = json.dumps([ISS, "jti", "jti-1"]).encode()
-    _, value = revocation_record(ISS, "jti", "jti-1", since_s=NOW_S, reason="", by="", keep_until_s=0)
-    assert table.apply(spaced, value) is not None
-    assert table.covers(CLAIMS)
-    assert table.apply(spaced, None) is not None
-    assert table.covers(CLAIMS)
-
-
-def test_what_may_be_cleaned_is_what_says_until_when_it_is_kept():
-    table = Revocations()
-    for value, until in (("a", 0), ("b", NOW_S - 1), ("c", NOW_S)):
-        table.apply(*revocation_record(ISS, "jti", value, since_s=1, reason="", by="", keep_until_s=until))
-    assert table.outlived(NOW_S) == [revocation_key(ISS, "jti", "b")]
-
-
-@given(st.text(), st.text(), st.text(), st.text())
-def test_revocation_keys_do_not_collide(a, b, c, d):
-    if (a, b) != (c, d):
-        assert revocation_key(a, "jti", b) != revocation_key(c, "jti", d)
-
-
-@given(st.none() | st.binary(max_size=40), st.none() | st.binary(max_size=40))
-def test_any_record_can_be_applied(key, value):
-    Revocations().apply(key, value)
 
 
 # ── stage 3: the job ──
@@ -419,82 +237,6 @@ def test_parameters_beyond_the_limit_are_refused_defaults_included():
     assert isinstance(judge(payload={"a": "x" * size}), Authorized)
     assert code(judge(payload={"a": "x" * (size + 1)})) == "payload_too_large"
     assert code(judge(payload={"a": "x" * size}, definition=job(defaults={"b": 1}))) == "payload_too_large"
-
-
-# ── records of the registry ──
-
-
-@pytest.mark.parametrize(
-    ("members", "complaint"),
-    [
-        ({"frob": 1}, "unknown member"),
-        ({"version": 0}, "version:"),
-        ({"timeout_s": "x"}, "timeout_s:"),
-        ({"timeout_s": 1.5}, "timeout_s:"),
-        ({"accepts": []}, "accepts:"),
-        ({"accepts": ["any"]}, "accepts"),
-        ({"on_param_conflict": "x"}, "on_param_conflict:"),
-        ({"name": "reports/*"}, "name:"),
-        ({"name": ""}, "name:"),
-        ({"defaults": {"a": 10**15}}, "defaults:"),
-        ({"defaults": {"pw": "x"}, "sensitive": ["pw"]}, "defaults.pw:"),
-        ({"allowlist": [{"issuer": ISS, "subject": "*:ci"}]}, "allowlist:"),
-        ({"allowlist": [{"issuer": ISS}]}, "subject"),
-        ({"allowlist": [{"issuer": ISS, "subject": "a", "job": "b"}]}, "unknown member"),
-        ({"allowlist": ["service:ci"]}, "allowlist"),
-        ({"params_schema": "x"}, "params_schema:"),
-        ({"params_schema": {"type": "strnig"}}, "params_schema:"),
-        ({"params_schema": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "params_schema: $schema"),
-        ({"params_schema": {"$schema": 1}}, "params_schema: $schema"),
-        ({"params_schema": {"$ref": "http://127.0.0.1:9/x.json"}}, "params_schema: a $ref leads out"),
-        ({"params_schema": {"properties": {"a": {"$ref": "file:///etc/passwd"}}}}, "params_schema: a $ref leads out"),
-        ({"params_schema": {"$ref": "#/$defs/none"}}, "params_schema:"),
-        ({"params_schema": {"pattern": "(a+)\\1"}}, "params_schema:"),
-        ({"params_schema": {"description": "x" * 300_000}}, "params_schema: larger"),
-    ],
-)
-def test_a_wrong_job_record_is_a_complaint_that_names_the_member(members, complaint):
-    record = {"name": "reports/nightly", "version": 1} | members
-    said = job_from_record(f"job/{record['name']}".encode(), json.dumps(record).encode())
-    assert isinstance(said, str)
-    assert complaint in said
-
-
-def test_a_schema_that_refers_to_itself_ends():
-    loops = {"allOf": [{"$ref": "#"}], "properties": {"a": {"$ref": "#"}}}
-    assert isinstance(judge(payload={"a": {"a": {}}}, definition=job(params_schema=loops)), Authorized)
-
-
-@pytest.mark.parametrize(
-    ("members", "complaint"),
-    [
-        ({"jwks": "http://issuer.example/jwks"}, "jwks:"),
-        ({"jwks": "relative.json"}, "jwks:"),
-        ({"algorithms": ["RS256"]}, "algorithms"),
-        ({"algorithms": ["none"]}, "algorithms"),
-        ({"subjects": ["*:ci"]}, "subjects:"),
-        ({"jobs": ["a*b"]}, "jobs:"),
-        ({"jobs": [""]}, "jobs"),
-        ({"issuer": "other"}, "issuer:"),
-        ({"max_lifetime_s": 90 * 86_400 + 1}, "max_lifetime_s:"),
-        ({"conditions": {}}, "unknown member"),
-    ],
-)
-def test_a_wrong_trust_record_is_a_complaint_that_names_the_member(members, complaint):
-    record = msgspec.to_builtins(RULE) | members
-    said = trust_from_record(b"trust/" + ISS.encode(), json.dumps(record).encode())
-    assert isinstance(said, str)
-    assert complaint in said
-
-
-def test_a_trust_record_reads_back():
-    assert trust_from_record(b"trust/" + ISS.encode(), msgspec.json.encode(RULE)) == RULE
-
-
-@given(st.binary(max_size=60))
-def test_any_bytes_are_a_definition_or_a_complaint(value):
-    assert isinstance(job_from_record(b"job/x", value), str)
-    assert isinstance(trust_from_record(b"trust/x", value), str)
 
 
 # ── anything at all ──

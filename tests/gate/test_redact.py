@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.gate.redact import redact, token_shaped
-from tests.support.tokens import b64, token
+from tests.support.jose import b64
+from tests.support.tokens import token
 
 TOKEN = token()
 RAW = TOKEN.encode()

@@ -21,20 +21,8 @@ from app.gate.reference import HASH_CLAIM, KEPT_MIN, LIFETIME_MAX_MS, Grants, gr
 from app.gate.revocation import Revocations
 from app.gate.token import GrantWanted, KeyWanted, VerifiedToken, verify
 from tests.gate.test_standing import JOBS, WORLD, record
-from tests.support.tokens import (
-    ABSENT,
-    AUD,
-    CLAIMS,
-    HEADER,
-    ISS,
-    NOW_S,
-    OTHER,
-    RING,
-    b64,
-    fingerprint,
-    signed,
-    token,
-)  # fmt: skip
+from tests.support.jose import ABSENT, b64
+from tests.support.tokens import AUD, CLAIMS, HEADER, ISS, NOW_S, OTHER, RING, fingerprint, signed, token
 
 HANDLE = "ref:" + b64(bytes(range(220, 252)))
 DIGEST = handle_digest(HANDLE)

@@ -22,8 +22,12 @@ import pytest
 from confluent_kafka import Producer
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.rows.world import ORG, RULE, Gate, Issuer, Trigger, World, public_jwk
+from tests.rows.issuers import ORG, RULE, Issuer
+from tests.rows.processes import Gate
+from tests.rows.triggers import Trigger
+from tests.rows.world import World
 from tests.support.certificates import certificates
+from tests.support.jose import public_jwk
 
 ASIDE_LANES = 2
 NEVER_S = 3_600  # the longest floor between two refetches

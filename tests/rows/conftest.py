@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rows.aside import aside
+from tests.rows.people import door, person
 from tests.rows.world import World
 
-__all__ = ["aside", "world"]
+__all__ = ["aside", "door", "person", "world"]
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,10 @@ def _in(file: str, *functions: str, reduced: str = "", note: str = "") -> Row:
 
 T, V, A, P, D = (f"test_{name}.py" for name in ("tokens", "verification", "authorization", "payload", "idempotency"))
 H = "test_handles.py"
-X, Z = "test_attacks.py", "test_zz_schemas.py"
+Z = "test_zz_schemas.py"
+AS, AC, AR, AO = (f"test_attacks_{name}.py" for name in ("signature", "claims", "replay", "records"))
 R, L, K, OBS = (f"test_{name}.py" for name in ("results", "lifecycle", "keys", "observation"))
-ID, C = "test_identities.py", "test_classes.py"
+ID, C, LI, S = (f"test_{name}.py" for name in ("identities", "classes", "logins", "settings"))
 M, N, E, MS = (f"test_{name}.py" for name in ("emitters", "documentation", "extras", "moonshots"))
 
 ROWS: dict[str, Row] = {
@@ -51,7 +52,7 @@ ROWS: dict[str, Row] = {
     "T-05": Row((
         f"{ID}::test_a_disabled_identitys_tokens_are_dead_letters_and_anothers_pass",
         f"{ID}::test_whoever_ends_an_identitys_tokens_ends_them_all_at_once",
-        f"{C}::test_a_rotated_services_tokens_end_and_those_of_a_person_who_owns_the_same_job_pass",
+        f"{LI}::test_a_rotated_services_tokens_end_and_those_of_a_person_who_owns_the_same_job_pass",
     )),
     "T-09": _in(T, "test_a_correctly_signed_token_without_kid_is_refused"),
     "T-10": _in(T, "test_what_is_minted_carries_kid_iat_and_jti", "test_a_token_without_jti_is_refused"),
@@ -100,13 +101,12 @@ ROWS: dict[str, Row] = {
         "test_introspection_tells_the_class_and_nothing_once_the_token_is_gone",
         note="class and introspection, from the acceptance of its job on; its end, and a token of its own, come with runs",
     ),
-    "T-19": _in(
-        C, "test_a_login_yields_a_user_token_in_a_file_of_its_owner_alone",
-        "test_a_user_token_is_good_until_it_expires_and_then_says_so_with_an_exit_code_of_its_own",
-        "test_each_class_works_where_the_document_says_and_nowhere_else",
-        "test_how_long_a_login_lasts_is_for_the_role_to_say",
-        reduced="8 h → 8 s for the expiry", note="of task endpoints, their tokens: there are no such endpoints yet",
-    ),
+    "T-19": Row((
+        f"{LI}::test_a_login_yields_a_user_token_in_a_file_of_its_owner_alone",
+        f"{LI}::test_a_user_token_is_good_until_it_expires_and_then_says_so_with_an_exit_code_of_its_own",
+        f"{C}::test_each_class_works_where_the_document_says_and_nowhere_else",
+        f"{LI}::test_how_long_a_login_lasts_is_for_the_role_to_say",
+    ), reduced="8 h → 8 s for the expiry", note="of task endpoints, their tokens: there are no such endpoints yet"),
     "T-20": _in(
         T, "test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked",
         "test_the_gate_refuses_a_lifetime_that_is_missing_or_above_the_cap_whoever_signed_it", note="counted from the audit",
@@ -130,13 +130,13 @@ ROWS: dict[str, Row] = {
     "V-06": Row((
         f"{V}::test_a_gate_does_not_start_with_a_weak_shared_secret",
         f"{V}::test_a_token_of_a_shared_secret_is_refused_where_none_is_configured",
-        f"{X}::test_a1_only_the_keys_own_algorithm_counts",
-        f"{X}::test_a2_the_public_key_is_no_secret",
-        f"{X}::test_a3_a4_a_header_holds_alg_kid_and_typ_only",
-        f"{X}::test_a5_a_kid_is_looked_up_and_nothing_else",
-        f"{X}::test_a10_claims_are_strict_json",
-        f"{X}::test_a15_a_class_is_never_accepted_in_anothers_place",
-        f"{X}::test_a16_a_token_is_measured_before_it_is_decoded",
+        f"{AS}::test_a1_only_the_keys_own_algorithm_counts",
+        f"{AS}::test_a2_the_public_key_is_no_secret",
+        f"{AS}::test_a3_a4_a_header_holds_alg_kid_and_typ_only",
+        f"{AS}::test_a5_a_kid_is_looked_up_and_nothing_else",
+        f"{AS}::test_a10_claims_are_strict_json",
+        f"{AC}::test_a15_a_class_is_never_accepted_in_anothers_place",
+        f"{AC}::test_a16_a_token_is_measured_before_it_is_decoded",
     )),
     "A-01": _in(
         A, "test_a_token_for_one_job_does_not_start_another", "test_a_grant_without_the_trigger_permission_starts_nothing",
@@ -221,8 +221,8 @@ ROWS: dict[str, Row] = {
     ),
     "I-08": Row((
         f"{D}::test_a_key_is_its_owners_for_one_job",
-        f"{X}::test_b7_a_squatter_has_no_effect_on_the_victims_key",
-        f"{X}::test_b8_keys_that_look_alike_are_different_keys",
+        f"{AR}::test_b7_a_squatter_has_no_effect_on_the_victims_key",
+        f"{AR}::test_b8_keys_that_look_alike_are_different_keys",
     )),
     "I-09": _in(D, "test_a_sensitive_job_takes_one_shot_tokens_only"),
     "R-01": _in(R, "test_an_accepted_trigger_is_one_record_on_the_jobs_topic_keyed_by_its_run_id", note="the job record"),
@@ -265,7 +265,7 @@ ROWS: dict[str, Row] = {
         "test_a_key_that_one_gate_has_read_before_the_other_refuses_no_trigger_that_goes_home_to_it",
     ),
     "K-05": _in(
-        C, "test_one_block_of_settings_says_with_which_keys_the_command_and_the_door_sign",
+        S, "test_one_block_of_settings_says_with_which_keys_the_command_and_the_door_sign",
     ),
     "K-06": _in(
         ID, "test_a_rotated_secret_and_the_one_before_are_both_good_for_the_overlap_then_only_the_new",
@@ -303,7 +303,7 @@ ROWS: dict[str, Row] = {
         "test_the_class_is_in_token_receipt_and_audit", note="for the classes that exist: trigger, user, host",
     ),
     "M-07": _in(
-        C, "test_a_login_yields_a_user_token_in_a_file_of_its_owner_alone",
+        LI, "test_a_login_yields_a_user_token_in_a_file_of_its_owner_alone",
         "test_a_user_token_is_good_until_it_expires_and_then_says_so_with_an_exit_code_of_its_own",
         "test_a_logout_ends_the_token_and_removes_the_file",
     ),
@@ -325,8 +325,8 @@ ROWS: dict[str, Row] = {
         note="pytest -m 'not broker' and -m broker; of the seed's cases those of parts that exist",
     ),
     "N-04": Row((
-        f"{C}::test_the_names_of_others_are_settings_and_a_secret_is_never_shown",
-        f"{C}::test_an_unknown_setting_stops_every_start_and_a_secret_of_the_wrong_kind_is_not_repeated",
+        f"{S}::test_the_names_of_others_are_settings_and_a_secret_is_never_shown",
+        f"{S}::test_an_unknown_setting_stops_every_start_and_a_secret_of_the_wrong_kind_is_not_repeated",
         "/test_trust.py::test_a_secret_of_the_settings_is_honoured_where_the_dangerous_setting_names_it_alone",
     ), note="execution_token_max_lifetime is taken and bounded; tokens of runs come with runs"),
     "N-07": _in(N, "test_the_six_terms_are_in_the_readme_and_their_words_in_the_schemas"),
@@ -392,38 +392,41 @@ ROWS: dict[str, Row] = {
 
 # The attack table, likewise. What is missing needs a part that does not exist yet.
 ATTACKS: dict[str, Row] = {
-    "A1": _in(X, "test_a1_only_the_keys_own_algorithm_counts"),
-    "A2": _in(X, "test_a2_the_public_key_is_no_secret"),
-    "A3": _in(X, "test_a3_a4_a_header_holds_alg_kid_and_typ_only"),
-    "A4": _in(X, "test_a3_a4_a_header_holds_alg_kid_and_typ_only"),
-    "A5": _in(X, "test_a5_a_kid_is_looked_up_and_nothing_else"),
-    "A6": _in(X, "test_a6_a_token_is_three_parts"),
-    "A7": _in(X, "test_a7_a_signature_is_two_numbers_in_range_in_64_bytes"),
-    "A8": _in(X, "test_a8_the_twin_of_a_used_token_starts_nothing"),
-    "A9": _in(X, "test_a9_base64url_is_strict"),
-    "A10": _in(X, "test_a10_claims_are_strict_json", "test_any_bytes_of_a_record_are_decided_and_the_next_good_trigger_at_once"),
-    "A11": _in(X, "test_a11_times_are_whole_seconds"),
-    "A12": _in(X, "test_a12_a_token_is_out_of_its_time_beyond_the_grace"),
-    "A13": _in(X, "test_a13_the_audience_is_this_deployment_alone"),
-    "A14": _in(X, "test_a14_an_issuer_is_known_by_its_exact_name"),
-    "A15": _in(X, "test_a15_a_class_is_never_accepted_in_anothers_place"),
-    "A16": _in(X, "test_a16_a_token_is_measured_before_it_is_decoded"),
+    "A1": _in(AS, "test_a1_only_the_keys_own_algorithm_counts"),
+    "A2": _in(AS, "test_a2_the_public_key_is_no_secret"),
+    "A3": _in(AS, "test_a3_a4_a_header_holds_alg_kid_and_typ_only"),
+    "A4": _in(AS, "test_a3_a4_a_header_holds_alg_kid_and_typ_only"),
+    "A5": _in(AS, "test_a5_a_kid_is_looked_up_and_nothing_else"),
+    "A6": _in(AS, "test_a6_a_token_is_three_parts"),
+    "A7": _in(AS, "test_a7_a_signature_is_two_numbers_in_range_in_64_bytes"),
+    "A8": _in(AS, "test_a8_the_twin_of_a_used_token_starts_nothing"),
+    "A9": _in(AS, "test_a9_base64url_is_strict"),
+    "A10": Row((
+        f"{AS}::test_a10_claims_are_strict_json",
+        f"{AO}::test_any_bytes_of_a_record_are_decided_and_the_next_good_trigger_at_once",
+    )),
+    "A11": _in(AC, "test_a11_times_are_whole_seconds"),
+    "A12": _in(AC, "test_a12_a_token_is_out_of_its_time_beyond_the_grace"),
+    "A13": _in(AC, "test_a13_the_audience_is_this_deployment_alone"),
+    "A14": _in(AC, "test_a14_an_issuer_is_known_by_its_exact_name"),
+    "A15": _in(AC, "test_a15_a_class_is_never_accepted_in_anothers_place"),
+    "A16": _in(AC, "test_a16_a_token_is_measured_before_it_is_decoded"),
     "A17": _in(
-        X, "test_a17_a_storm_of_unknown_kids_is_refused_and_honest_triggers_pass",
+        AS, "test_a17_a_storm_of_unknown_kids_is_refused_and_honest_triggers_pass",
         reduced="100,000 unknown kids → 2,000: what a lookup costs does not depend on how many there were",
     ),
     "A18": _in(K, "test_a_set_that_cannot_be_used_leaves_the_last_good_one"),
-    "A19": _in(X, "test_a19_a_jti_is_a_short_text"),
-    "B1": _in(X, "test_b1_b3_the_same_record_again_names_the_same_job_wherever_it_lands"),
-    "B2": _in(X, "test_b2_a_token_for_another_deployment_opens_nothing_here"),
-    "B3": _in(X, "test_b1_b3_the_same_record_again_names_the_same_job_wherever_it_lands"),
-    "B4": _in(X, "test_b4_b5_a_captured_token_is_worth_nothing_for_another_request"),
-    "B5": _in(X, "test_b4_b5_a_captured_token_is_worth_nothing_for_another_request"),
-    "B6": _in(X, "test_b6_a_key_used_for_another_request_is_refused"),
-    "B7": _in(X, "test_b7_a_squatter_has_no_effect_on_the_victims_key"),
-    "B8": _in(X, "test_b8_keys_that_look_alike_are_different_keys"),
-    "B9": _in(X, "test_b9_what_is_said_twice_is_refused_even_when_it_agrees"),
-    "B10": _in(X, "test_b10_a_producers_timestamp_buys_nothing"),
+    "A19": _in(AC, "test_a19_a_jti_is_a_short_text"),
+    "B1": _in(AR, "test_b1_b3_the_same_record_again_names_the_same_job_wherever_it_lands"),
+    "B2": _in(AR, "test_b2_a_token_for_another_deployment_opens_nothing_here"),
+    "B3": _in(AR, "test_b1_b3_the_same_record_again_names_the_same_job_wherever_it_lands"),
+    "B4": _in(AR, "test_b4_b5_a_captured_token_is_worth_nothing_for_another_request"),
+    "B5": _in(AR, "test_b4_b5_a_captured_token_is_worth_nothing_for_another_request"),
+    "B6": _in(AR, "test_b6_a_key_used_for_another_request_is_refused"),
+    "B7": _in(AR, "test_b7_a_squatter_has_no_effect_on_the_victims_key"),
+    "B8": _in(AR, "test_b8_keys_that_look_alike_are_different_keys"),
+    "B9": _in(AR, "test_b9_what_is_said_twice_is_refused_even_when_it_agrees"),
+    "B10": _in(AR, "test_b10_a_producers_timestamp_buys_nothing"),
     "B11": Row(
         (
             "/access/test_matrix.py::test_a_topic_lets_each_user_do_what_the_table_says_and_no_more",
@@ -435,7 +438,7 @@ ATTACKS: dict[str, Row] = {
     ),
     "B12": Row(
         (
-            f"{X}::test_b12_a_receipt_of_anothers_key_tells_nothing_of_it",
+            f"{AR}::test_b12_a_receipt_of_anothers_key_tells_nothing_of_it",
             f"{R}::test_jobs_and_receipts_stand_on_topics_of_their_own_and_a_receipt_tells_no_parameter_or_key",
         ),
         note="receipts are one topic, which every emitter reads: they name no key and no parameter",
@@ -444,14 +447,14 @@ ATTACKS: dict[str, Row] = {
         Z, "test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics",
         "test_a_token_hidden_anywhere_in_a_refused_record_is_taken_out",
     ),
-    "B15": _in(X, "test_b15_a_strangers_words_stay_in_their_line"),
+    "B15": _in(AO, "test_b15_a_strangers_words_stay_in_their_line"),
     "B16": _in(Z, "test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics"),
     "B17": _in(
-        X, "test_b17_what_is_revoked_is_refused_from_then_on",
+        AR, "test_b17_what_is_revoked_is_refused_from_then_on",
         "test_b17_a_revocation_up_to_a_moment_leaves_what_was_issued_after_it",
     ),
     "B18": _in(
-        X, "test_b18_odd_records_are_refused_and_the_next_is_decided_at_once",
+        AO, "test_b18_odd_records_are_refused_and_the_next_is_decided_at_once",
         "test_b18_a_batch_that_expands_beyond_the_limit_is_refused_by_its_coordinates",
     ),
 }  # fmt: skip

@@ -6,18 +6,10 @@ import time
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.rows.world import (
-    ABSENT,
-    DISABLED,
-    FORBIDDEN,
-    NIGHTLY,
-    OTHER,
-    OURS,
-    PARTNER_ORG,
-    UNREGISTERED,
-    Issuer,
-    plain,
-)
+from tests.rows.issuers import OURS, PARTNER_ORG, Issuer
+from tests.rows.jobs import DISABLED, FORBIDDEN, NIGHTLY, OTHER, UNREGISTERED
+from tests.rows.triggers import plain
+from tests.support.jose import ABSENT
 
 # ── A-01 ──
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rows.world import TOLLGATE, World
+from tests.rows.processes import TOLLGATE
+from tests.rows.world import World
 
 FAILED, USAGE = 1, 2
 NOBODY = "127.0.0.1:1"

@@ -12,7 +12,10 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tests.rows.aside import Aside
-from tests.rows.world import NIGHTLY, TIMEOUT_S, World, by_headers, plain
+from tests.rows.jobs import NIGHTLY
+from tests.rows.outcomes import TIMEOUT_S
+from tests.rows.triggers import by_headers, plain
+from tests.rows.world import World
 
 QUIET_S = "3"
 SHORT_LINES = 20

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.rows.world import BY_EVENT_ID, FORBIDDEN, NIGHTLY, STRICT, Trigger, World, by_headers, plain
+from tests.rows.jobs import BY_EVENT_ID, FORBIDDEN, NIGHTLY, STRICT
+from tests.rows.triggers import Trigger, by_headers, plain
+from tests.rows.world import World
 from tests.support.reader import read_topic
 
 WINDOW_S = 2

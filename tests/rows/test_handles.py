@@ -17,7 +17,11 @@ from confluent_kafka import Producer
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.rows.aside import Aside
-from tests.rows.world import NIGHTLY, OTHER, Issuer, World, b64, by_headers, changed, plain, public_jwk, signed
+from tests.rows.issuers import Issuer
+from tests.rows.jobs import NIGHTLY, OTHER
+from tests.rows.triggers import by_headers, plain
+from tests.rows.world import World
+from tests.support.jose import b64, changed, public_jwk, signed
 from tests.support.reader import read_topic
 
 NOTHING_MATCHED, FAILED, USAGE = 5, 1, 2

@@ -10,17 +10,9 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from tests.rows.world import (
-    BY_EVENT_ID,
-    NIGHTLY,
-    ONE_SHOT_ONLY,
-    OTHER,
-    STRICT,
-    Trigger,
-    World,
-    by_headers,
-    plain,
-)
+from tests.rows.jobs import BY_EVENT_ID, NIGHTLY, ONE_SHOT_ONLY, OTHER, STRICT
+from tests.rows.triggers import Trigger, by_headers, plain
+from tests.rows.world import World
 from tests.support.altering import alter
 from tests.support.reader import read_topic
 

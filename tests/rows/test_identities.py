@@ -7,7 +7,10 @@ import time
 
 import pytest
 
-from tests.rows.world import NIGHTLY, OTHER, OURS, THIRD, plain, public_jwk
+from tests.rows.issuers import OURS
+from tests.rows.jobs import NIGHTLY, OTHER, THIRD
+from tests.rows.triggers import plain
+from tests.support.jose import public_jwk
 from tests.support.reader import read_topic
 
 NOT_ALLOWED, NOTHING, USAGE, FAILED = 4, 5, 2, 1

@@ -13,7 +13,11 @@ import jwt
 import pytest
 
 from tests.rows.aside import Aside
-from tests.rows.world import NIGHTLY, Gate, World, b64, plain
+from tests.rows.jobs import NIGHTLY
+from tests.rows.processes import Gate
+from tests.rows.triggers import plain
+from tests.rows.world import World
+from tests.support.jose import b64
 from tests.support.reader import read_topic
 
 STORM = 2_000  # unknown kids; the attack's 100,000 reduced

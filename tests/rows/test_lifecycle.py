@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 
-from tests.rows.world import World, plain
+from tests.rows.triggers import plain
+from tests.rows.world import World
 from tests.support.reader import read_topic
 
 GRACE_S = 60

@@ -14,7 +14,9 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from tests.rows.aside import Aside
-from tests.rows.world import TIMEOUT_S, Trigger, World, plain
+from tests.rows.outcomes import TIMEOUT_S
+from tests.rows.triggers import Trigger, plain
+from tests.rows.world import World
 from tests.support.altering import alter
 
 GRACE_S = 60

@@ -12,7 +12,10 @@ from collections import Counter
 from confluent_kafka import KafkaError, Producer
 
 from tests.rows.aside import Aside
-from tests.rows.world import FORBIDDEN, NIGHTLY, Trigger, World, by_headers, plain, unb64
+from tests.rows.jobs import FORBIDDEN, NIGHTLY
+from tests.rows.triggers import Trigger, by_headers, plain
+from tests.rows.world import World
+from tests.support.jose import unb64
 from tests.support.reader import read_topic
 
 MIB = 1 << 20

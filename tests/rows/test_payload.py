@@ -9,7 +9,9 @@ import sys
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tests.rows.world import ABSENT, DEFAULTED, NIGHTLY, STRICT, Trigger, by_headers, plain
+from tests.rows.jobs import DEFAULTED, NIGHTLY, STRICT
+from tests.rows.triggers import Trigger, by_headers, plain
+from tests.support.jose import ABSENT
 
 MAIN_CLASS = "org.apache.kafka.tools.ConsoleProducer"
 

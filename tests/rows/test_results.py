@@ -8,7 +8,9 @@ from typing import Any
 
 import jsonschema
 
-from tests.rows.world import NIGHTLY, World, plain
+from tests.rows.jobs import NIGHTLY
+from tests.rows.triggers import plain
+from tests.rows.world import World
 from tests.support.reader import read_topic
 
 JSON_SECRET = "a parameter that is nobody else's business"

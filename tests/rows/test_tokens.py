@@ -9,31 +9,13 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.rows.world import (
-    ABSENT,
-    DEFAULTED,
-    NIGHTLY,
-    ORG,
-    OTHER,
-    SENSITIVE,
-    SUBJECT,
-    THIRD,
-    TOKEN_WINS,
-    Issuer,
-    Trigger,
-    b64,
-    by_headers,
-    plain,
-    public_jwk,
-    unb64,
-)
+from tests.rows.issuers import ORG, SUBJECT, Issuer
+from tests.rows.jobs import DEFAULTED, NIGHTLY, OTHER, SENSITIVE, THIRD, TOKEN_WINS
+from tests.rows.triggers import Trigger, by_headers, plain
+from tests.support.jose import ABSENT, b64, claims_of, public_jwk
 
 DAY_S = 86_400
 USAGE, NOT_ALLOWED = 2, 4
-
-
-def claims_of(token):
-    return jwt.decode(token, options={"verify_signature": False})
 
 
 # ── T-01 ──
@@ -57,7 +39,7 @@ def test_an_issued_token_names_job_params_and_expiry_and_starts_that_job(world):
 
 def test_ten_thousand_tokens_have_distinct_and_random_ids(world):
     tokens = world.tollgate("token", "issue", "--job", NIGHTLY, "--ttl", "5m", "--count", "10000").stdout.split()
-    ids = [json.loads(unb64(token.split(".")[1]))["jti"] for token in tokens]
+    ids = [claims_of(token)["jti"] for token in tokens]
     assert len(set(ids)) == len(set(tokens)) == 10_000
     numbers = [int(jti, 16) for jti in ids]
     assert {len(jti) for jti in ids} == {32}  # 128 bits

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.rows.world import ABSENT, NIGHTLY, Issuer, Trigger, World, by_headers, plain
+from tests.rows.issuers import Issuer
+from tests.rows.jobs import NIGHTLY
+from tests.rows.triggers import Trigger, by_headers, plain
+from tests.rows.world import World
+from tests.support.jose import ABSENT
 from tests.support.reader import read_topic
 
 FULL = "TOLLGATE_ROWS_FULL" in os.environ  # the rows' own numbers; the table says which are reduced without it
@@ -211,7 +215,7 @@ def test_one_setting_moves_both_ends_of_the_grace(other_world):
     _at_the_edge(other_world, OTHER_GRACE_S)
 
 
-# ── V-06 (the vectors themselves: test_attacks) ──
+# ── V-06 (the vectors themselves: test_attacks_*) ──
 
 
 def test_a_gate_does_not_start_with_a_weak_shared_secret(other_world, tmp_path):

@@ -11,7 +11,8 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
-from tests.rows.world import NIGHTLY, Trigger, plain
+from tests.rows.jobs import NIGHTLY
+from tests.rows.triggers import Trigger, plain
 from tests.support.reader import read_topic
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"

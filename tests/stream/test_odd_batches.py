@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.stream.test_lane import answers, good, send
 from tests.support import reader
 from tests.support.deployments import Deployment, is_running
-from tests.support.emitting import Raw, read_lane
+from tests.support.emitting import Raw
 from tests.support.odd_batches import ODD, produce
 
 KEY_BYTES = 62_000
@@ -22,20 +21,20 @@ async def test_each_offset_is_decided_and_the_triggers_after_it_too(
 ) -> None:
     number = deployment.lane()
     topic = deployment.topic("triggers")
-    values = [good(deployment, number), good(deployment, number)]
-    first = await send(deployment, number, good(deployment, number))
+    values = [deployment.good(number), deployment.good(number)]
+    first = await deployment.send(number, deployment.good(number))
     async with deployment.running(number, state_dir=state_dir) as lane:
         base = await produce(deployment.bootstrap, topic, number, ODD[what](values))
         assert base == 1
-        found = await answers(deployment, [*first, f"{number}-1", f"{number}-2"])
+        found = await deployment.answers([*first, f"{number}-1", f"{number}-2"])
         assert found == ["accepted", "batch_unreadable", "batch_unreadable"]
-        after = await send(deployment, number, *[good(deployment, number) for _ in range(3)])
+        after = await deployment.send(number, *[deployment.good(number) for _ in range(3)])
         assert after == [f"{number}-{offset}" for offset in (3, 4, 5)]
-        assert await answers(deployment, after) == ["accepted"] * 3
+        assert await deployment.answers(after) == ["accepted"] * 3
         await is_running(lane)
     async with deployment.running(number, state_dir=state_dir) as lane:
-        last = await send(deployment, number, good(deployment, number))
-        assert await answers(deployment, last) == ["accepted"]
+        last = await deployment.send(number, deployment.good(number))
+        assert await deployment.answers(last) == ["accepted"]
         assert lane._triggers is not None
         assert lane._triggers.position == 7
     receipts = await asyncio.to_thread(
@@ -48,11 +47,11 @@ async def test_keys_and_headers_count_in_what_a_turn_writes(deployment: Deployme
     """Found in review: batches of little that expand to thousands of large keys made one transaction of 137 MB."""
     number = deployment.lane()
     junk = [Raw(b"{}", key=b"k" * KEY_BYTES) for _ in range(600)]
-    ids = await send(deployment, number, *junk, compression_type="zstd", batch_size=7_000_000, linger_ms=200)
-    ids += await send(deployment, number, good(deployment, number))
+    ids = await deployment.send(number, *junk, compression_type="zstd", batch_size=7_000_000, linger_ms=200)
+    ids += await deployment.send(number, deployment.good(number))
     async with deployment.running(number, state_dir=state_dir, compression="lz4"):
-        found = await answers(deployment, ids)
+        found = await deployment.answers(ids)
     assert set(found[:-1]) == {"token_missing"}
     assert found[-1] == "accepted"
-    audit = await read_lane(deployment.bootstrap, deployment.topic("audit"), number)
+    audit = await deployment.read("audit", number)
     assert len(audit) > len(junk) * KEY_BYTES // (4 << 20)

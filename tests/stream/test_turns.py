@@ -25,10 +25,9 @@ from app.stream.tail import KafkaTail
 from app.stream.topics import Topic
 from app.stream.transaction import KafkaWriter
 from tests.stream.test_batch import _of
-from tests.stream.test_lane import answers, good, send
 from tests.support import reader
 from tests.support.deployments import Deployment
-from tests.support.emitting import read_lane, trigger, until
+from tests.support.emitting import trigger, until
 from tests.support.issuer import ISSUER, OtherIssuer
 
 LATE = "https://late.test"
@@ -43,19 +42,19 @@ async def test_triggers_are_decided_while_any_number_of_handoffs_waits(deploymen
     away = [
         trigger(late, deployment.key(home), token=late.token("many", iss=LATE, jti=f"late-{n}")) for n in range(WAITING)
     ]
-    ids = await send(deployment, here, *away)
+    ids = await deployment.send(here, *away)
     async with deployment.running(here, state_dir=deployment.new_directory()):
         await _holds(deployment, "handoffs", home, WAITING)
     whole = file.read_bytes()
     file.unlink()
     async with deployment.worker(home, state_dir=deployment.new_directory()) as worker:
-        sent = await send(deployment, home, *[good(deployment, home) for _ in range(WAITING)])
-        assert await answers(deployment, sent) == ["accepted"] * WAITING
+        sent = await deployment.send(home, *[deployment.good(home) for _ in range(WAITING)])
+        assert await deployment.answers(sent) == ["accepted"] * WAITING
         assert worker.lanes[home]._holds
-        assert len(await read_lane(deployment.bootstrap, deployment.topic("receipts"), home)) == WAITING
+        assert len(await deployment.read("receipts", home)) == WAITING
         file.write_bytes(whole)
         await _holds(deployment, "receipts", home, 2 * WAITING)
-        assert await answers(deployment, sent) == ["accepted"] * WAITING
+        assert await deployment.answers(sent) == ["accepted"] * WAITING
     assert len(ids) == WAITING
 
 
@@ -71,8 +70,8 @@ async def test_what_is_revoked_within_a_turn_is_refused_from_then_on(
 ) -> None:
     number = deployment.lane()
     token = deployment.issuer.token("many", jti="taken-back")
-    sent = await send(
-        deployment, number, *[trigger(deployment.issuer, deployment.key(number), token=token) for _ in range(1_000)]
+    sent = await deployment.send(
+        number, *[trigger(deployment.issuer, deployment.key(number), token=token) for _ in range(1_000)]
     )
     decided: list[int] = []
     whole = Judge.slice
@@ -89,7 +88,7 @@ async def test_what_is_revoked_within_a_turn_is_refused_from_then_on(
     async with deployment.worker(state_dir=state_dir) as worker:
         monkeypatch.setattr(Judge, "slice", revokes_after_the_first)
         await worker.assigned({number})
-        found = Counter(await answers(deployment, sent))
+        found = Counter(await deployment.answers(sent))
     first = next(count for count in decided if count)
     assert 0 < first < len(sent)
     assert found == {"accepted": first, "token_revoked": len(sent) - first}
@@ -107,9 +106,9 @@ async def test_turns_that_cannot_be_committed_shrink_until_they_can(
         return await commit(self, parts)
 
     monkeypatch.setattr(KafkaWriter, "commit", takes_little)
-    sent = await send(deployment, number, *[good(deployment, number) for _ in range(10)])
+    sent = await deployment.send(number, *[deployment.good(number) for _ in range(10)])
     async with deployment.worker(number, state_dir=state_dir) as worker:
-        assert await answers(deployment, sent) == ["accepted"] * 10
+        assert await deployment.answers(sent) == ["accepted"] * 10
         await until("it went on", lambda: worker.lanes[number].failing_s == 0)
 
 

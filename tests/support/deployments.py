@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 
 from app.config import Gate, Kafka, Settings, Telemetry
 from app.stream import administration
+from app.stream.inspection import connect
 from app.stream.lane import Lane, State
 from app.stream.worker import Worker
-from tests.support.emitting import home_key, until
+from tests.support.altering import alter
+from tests.support.emitting import Raw, emit, home_key, read_lane, receipts, trigger, until
+from tests.support.invariants import Read
 from tests.support.issuer import ISSUER, JOB, ORG, OtherIssuer
+
+QUIET_S = 0.6  # several times as long as a lane needs for a decision
 
 
 class Deployment:
@@ -68,6 +74,40 @@ class Deployment:
         producer = Producer({"bootstrap.servers": self.bootstrap})
         producer.produce(self.topic(topic), value, key, partition=partition)
         assert producer.flush(10) == 0
+
+    def good(self, lane: int) -> bytes:
+        """A trigger that is good, new, and at home in a lane."""
+        return trigger(self.issuer, self.key(lane))
+
+    async def send(self, lane: int, *records: Raw | bytes, **options: Any) -> list[str]:
+        return await asyncio.to_thread(emit, self.bootstrap, self.topic("triggers"), lane, records, **options)
+
+    async def read(self, topic: str, lane: int) -> list[Read]:
+        return await read_lane(self.bootstrap, self.topic(topic), lane)
+
+    async def receipts(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        return await receipts(self.bootstrap, self.prefix, ids)
+
+    async def answers(self, ids: Sequence[str]) -> list[str]:
+        """Of each trigger its outcome, or the reason it was refused."""
+        found = await self.receipts(ids)
+        return [found[each]["reason"] or found[each]["outcome"] for each in ids]
+
+    async def receipts_of(self, lane: int, count: int) -> list[Read]:
+        """The receipts a lane has written, once there are so many: also those of triggers that stand elsewhere."""
+        async with asyncio.timeout(60):
+            while True:
+                found = await self.read("receipts", lane)
+                if len(found) >= count:
+                    return found
+
+    async def alter(self, topic: str, **config: str) -> None:
+        await asyncio.to_thread(alter, connect(Kafka(bootstrap=self.bootstrap)), self.topic(topic), **config)
+
+    async def delete_all(self, topic: str, lane: int) -> None:
+        admin = connect(Kafka(bootstrap=self.bootstrap))
+        for future in admin.delete_records([TopicPartition(self.topic(topic), lane, -1)]).values():
+            await asyncio.to_thread(future.result, 30)
 
     @asynccontextmanager
     async def worker(self, *lanes: int, bootstrap: str | None = None, **gate: Any) -> AsyncIterator[Worker]:

@@ -32,6 +32,7 @@ from app.gate.reasons import BY_CODE, Rejected
 from app.gate.strict_json import JSONRefused, loads_object
 from app.gate.token import KeyWanted, VerifiedToken, verify
 from app.gate.trigger import Record
+from tests.support.jose import b64
 from tests.support.tokens import (
     AUD,
     CLAIMS,
@@ -43,7 +44,6 @@ from tests.support.tokens import (
     OTHER,
     PRIVATE,
     RING,
-    b64,
     es256,
     public_jwk,
 )

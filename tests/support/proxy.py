@@ -300,6 +300,13 @@ def _brokers(bootstrap: str) -> list[tuple[str, int]]:
     return sorted((broker.host, broker.port) for broker in found)
 
 
+def always(side: Side, api_key: int, fate: Fate) -> Judge:
+    def judge(frame: Frame) -> Fate:
+        return fate if (frame.side, frame.api_key) == (side, api_key) else Fate.PASS
+
+    return judge
+
+
 def drop_once(side: Side, api_key: int) -> Judge:
     """Drop the first such frame, pass all others."""
     return once(side, api_key, Fate.DROP)
