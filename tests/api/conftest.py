@@ -10,7 +10,8 @@ import pytest
 
 from app.issuer.keystore import Keystore
 from tests.support.doors import DoorProcess, Emitter
-from tests.support.gates import GateProcess, environment, found
+from tests.support.founding import found
+from tests.support.gates import GateProcess, environment
 from tests.support.issuer import JOB, OtherIssuer
 
 LANES = 3

@@ -20,7 +20,8 @@ from tests.api.conftest import Deployment
 from tests.cli.program import tollgate
 from tests.support import reader
 from tests.support.doors import DoorProcess, Emitter
-from tests.support.gates import GateProcess, environment, found
+from tests.support.founding import found
+from tests.support.gates import GateProcess, environment
 from tests.support.issuer import JOB, OtherIssuer
 from tests.support.odd_batches import ODD, produce
 

@@ -29,6 +29,7 @@ from tests.campaign.load import Load
 from tests.campaign.points import Point
 from tests.campaign.watch import Watcher
 from tests.support import gates
+from tests.support.founding import found
 from tests.support.gates import GateProcess
 from tests.support.issuer import JOB, OtherIssuer
 from tests.support.proxy import KafkaProxy
@@ -157,7 +158,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
-        gates.found(self.bootstrap, self.prefix, self.lanes, self.issuer, self.directory / "operator", (JOB, JOB[2:]))
+        found(self.bootstrap, self.prefix, self.lanes, self.issuer, self.directory / "operator", (JOB, JOB[2:]))
         try:
             self.watcher = self._stack.enter_context(Watcher(self.bootstrap, self.prefix, WATCHED))
             for _ in range(self._gate_count):

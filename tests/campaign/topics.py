@@ -16,6 +16,7 @@ from tests.campaign import strikes
 from tests.campaign.stage import CHECKPOINT_LOST, Fault, Stage
 from tests.support import gates
 from tests.support.altering import alter
+from tests.support.founding import found
 from tests.support.gates import GateProcess
 from tests.support.issuer import OtherIssuer
 
@@ -81,7 +82,7 @@ def refused(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> 
     for number, (kind, live) in enumerate(cases[:count]):
         topic, break_it = MISUSES[kind]
         prefix, directory = f"{stage.prefix}x{number}.", stage.directory / f"misuse-{number}"
-        gates.found(stage.bootstrap, prefix, TWO_LANES, OtherIssuer(prefix), directory)
+        found(stage.bootstrap, prefix, TWO_LANES, OtherIssuer(prefix), directory)
         gate = GateProcess("gate", directory, gates.environment(stage.bootstrap, prefix))
         if live:
             gate.start()

@@ -21,7 +21,8 @@ from app.gate.reasons import BY_CODE
 from app.gate.records import Checkpoint
 from app.stream.inspection import FoundCheckpoint
 from tests.cli.program import PROGRAM, Said, tollgate
-from tests.support.gates import GateProcess, environment, found
+from tests.support.founding import found
+from tests.support.gates import GateProcess, environment
 from tests.support.issuer import JOB, OtherIssuer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"

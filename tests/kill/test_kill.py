@@ -18,6 +18,7 @@ import pytest
 from rocksdict import AccessType, Options, Rdict
 
 from tests.support import gates, proxy, reader
+from tests.support.founding import found
 from tests.support.gates import GateProcess
 from tests.support.invariants import Seen, violations
 from tests.support.issuer import OtherIssuer
@@ -80,7 +81,7 @@ def test_gates_killed_inside_open_transactions_lose_nothing_and_start_nothing_tw
     broker: str, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     issuer = OtherIssuer(prefix)
-    gates.found(broker, prefix, LANES, issuer, tmp_path / "operator")
+    found(broker, prefix, LANES, issuer, tmp_path / "operator")
     kills = stalls = after_the_end = 0
     with ExitStack() as stack:
         traps: list[Trap] = []

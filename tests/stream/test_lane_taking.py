@@ -41,7 +41,8 @@ async def test_a_lane_that_lost_a_frame_of_a_commit_takes_itself_anew_and_decide
     number = deployment.lane()
     records = [deployment.good(number) for _ in range(3)]
     with KafkaProxy(deployment.bootstrap) as between:
-        async with deployment.running(number, bootstrap=between.bootstrap, state_dir=state_dir):
+        settings: dict[str, Any] = {"state_dir": state_dir, "request_timeout_ms": 1_500}
+        async with deployment.running(number, bootstrap=between.bootstrap, **settings):
             between.judge = proxy.drop_once(side, api_key)
             sent = await deployment.send(number, *records, *records)
             assert await deployment.answers(sent) == ["accepted"] * 3 + ["duplicate"] * 3

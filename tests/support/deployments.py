@@ -41,8 +41,9 @@ class Deployment:
         self.trust(ISSUER, self.jwks_file)
         self.register(f"job/{JOB}", {"name": JOB, "version": 1})
 
-    def settings(self, bootstrap: str | None = None, **gate: Any) -> Settings:
-        kafka = Kafka(bootstrap=bootstrap or self.bootstrap, prefix=self.prefix, request_timeout_ms=5_000)
+    def settings(self, bootstrap: str | None = None, request_timeout_ms: int = 5_000, **gate: Any) -> Settings:
+        address = bootstrap or self.bootstrap
+        kafka = Kafka(bootstrap=address, prefix=self.prefix, request_timeout_ms=request_timeout_ms)
         gate = {"state_dir": self.directory / "state"} | gate
         return Settings(kafka=kafka, gate=Gate(**gate), telemetry=Telemetry(port=0))
 

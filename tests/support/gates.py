@@ -1,4 +1,4 @@
-"""Gate processes as an operator would start them, each with its own log; and the deployment they serve."""
+"""Gate processes as an operator would start them, each with its own log."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tests.support.issuer import JOB, OtherIssuer
 
 COMMAND = (sys.executable, "-m", "app.cli.main")
 STOP_TIMEOUT_S = 30
@@ -27,24 +25,6 @@ def environment(bootstrap: str, prefix: str, **settings: str) -> dict[str, str]:
         "TOLLGATE_TELEMETRY__LOG_FORMAT": "json",
         **{f"TOLLGATE_{name.upper()}": value for name, value in settings.items()},
     }
-
-
-def found(
-    bootstrap: str, prefix: str, lanes: int, issuer: OtherIssuer, directory: Path, jobs: tuple[str, ...] = (JOB,)
-) -> None:
-    """Topics, jobs and a trust rule for the issuer, by the program's own commands."""
-    directory.mkdir(parents=True, exist_ok=True)
-    jobs_file, trust_file = issuer.write_files(directory, jobs)
-    for words in (
-        ("topics", "create", "--lanes", str(lanes)),
-        ("jobs", "apply", str(jobs_file)),
-        ("trust", "apply", str(trust_file)),
-    ):
-        done = subprocess.run(
-            [*COMMAND, *words], env=environment(bootstrap, prefix), cwd=directory, check=False, capture_output=True,
-            text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, f"tollgate {' '.join(words)}: {done.stdout}{done.stderr}"
 
 
 class GateProcess:
