@@ -1,12 +1,11 @@
 """What is given on a command line, whatever it is: no token of it is repeated, and what is wrong is one sentence.
 
-The program runs in this process: these are many, and none of them reaches a broker.
+The program runs within this process: these are many, and none of them reaches a broker.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import pytest
 
 from app import config
 from app.cli import commands as table
-from app.cli import main
 from app.emission import home_of
-from tests.cli.program import Said
+from tests.cli.program import Said, within
 from tests.support.gates import environment
 from tests.support.issuer import OtherIssuer
 
@@ -28,23 +26,10 @@ Program = Callable[..., Said]
 
 
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """`tollgate`, in this process and an empty directory."""
     monkeypatch.chdir(tmp_path)
-    for name, value in environment(NOBODY, "tollgate.").items():
-        monkeypatch.setenv(name, value)
-
-    def run(*arguments: str, **env: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["tollgate", *arguments])
-        with monkeypatch.context() as patched:
-            for name, value in env.items():
-                patched.setenv(name, value)
-            with pytest.raises(SystemExit) as end:
-                main.main()
-        out, err = capsys.readouterr()
-        return Said(int(end.value.code or 0), out, err)
-
-    return run
+    return lambda *arguments, **env: within(environment(NOBODY, "tollgate.") | env, *arguments)
 
 
 @pytest.fixture(scope="module")

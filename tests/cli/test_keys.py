@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.program import Said, tollgate
+from tests.cli.program import Said, within
 from tests.support.gates import environment
-
-pytestmark = pytest.mark.slow  # many processes
 
 FAILED, USAGE = 1, 2
 PRIVATE_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "k"}
@@ -31,7 +29,7 @@ class Keys:
         }
 
     def __call__(self, *arguments: str, code: int = 0) -> Said:
-        said = tollgate(self.env, "keys", *arguments)
+        said = within(self.env, "keys", *arguments)
         assert said.code == code, said.err
         for pem in self.directory.glob("*.pem"):
             secret = "".join(pem.read_text().splitlines()[1:-1])
@@ -50,9 +48,9 @@ class Keys:
 
     def issue(self) -> str:
         """A token; returns the kid that signed it."""
-        issued = tollgate(self.env, "token", "issue", "--job", "a/b", "--ttl", "60")
+        issued = within(self.env, "token", "issue", "--job", "a/b", "--ttl", "60")
         assert issued.code == 0, issued.err
-        inspected = tollgate(self.env, "token", "inspect", "--token-file", "-", "-o", "json", stdin=issued.out)
+        inspected = within(self.env, "token", "inspect", "--token-file", "-", "-o", "json", stdin=issued.out)
         return str(json.loads(inspected.out)["unverified_header"]["kid"])
 
 
@@ -226,6 +224,6 @@ def test_a_damaged_state_is_one_sentence_and_is_not_written_over(keys: Keys) -> 
 def test_a_lost_private_key_is_named(keys: Keys) -> None:
     kid = keys.generate()
     (keys.directory / f"{kid}.pem").unlink()
-    said = tollgate(keys.env, "token", "issue", "--job", "a/b", "--ttl", "60")
+    said = within(keys.env, "token", "issue", "--job", "a/b", "--ttl", "60")
     assert (said.code, said.out) == (FAILED, "")
     assert f"{kid}.pem is missing" in said.err

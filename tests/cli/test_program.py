@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.stream.topics import Topic
-from tests.cli.program import tollgate
+from tests.cli.program import tollgate, within
 from tests.support.gates import environment
 
 pytestmark = pytest.mark.slow  # many processes
@@ -77,18 +77,18 @@ def test_an_example_without_what_it_needs_says_so(env: dict[str, str], words: tu
 
 
 def test_the_version_is_printed(env: dict[str, str]) -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+\n", tollgate(env, "--version").out)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", within(env, "--version").out)
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "explain"])
 def test_every_command_explains_itself_with_an_example(env: dict[str, str], command: str) -> None:
-    said = tollgate(env, command, "--help")
+    said = within(env, command, "--help")
     assert said.code == 0
     assert f"tollgate {command}" in said.out
 
 
 def test_an_unknown_command_is_a_usage_error(env: dict[str, str]) -> None:
-    assert tollgate(env, "trigger").code == 2
+    assert within(env, "trigger").code == 2
 
 
 @pytest.mark.slow
@@ -107,30 +107,30 @@ def test_an_unreachable_broker_is_one_sentence_that_says_what_to_do(
 
 
 def test_a_bad_setting_is_one_sentence_and_a_usage_error(env: dict[str, str]) -> None:
-    said = tollgate(env | {"TOLLGATE_GATE__GRACE_S": "long"}, "topics", "check")
+    said = within(env | {"TOLLGATE_GATE__GRACE_S": "long"}, "topics", "check")
     assert (said.code, said.err.count("\n")) == (2, 1)
     assert "gate.grace_s" in said.err
 
 
 def test_a_misspelt_setting_is_refused(env: dict[str, str]) -> None:
-    said = tollgate(env | {"TOLLGATE_GATE__GRACES": "1"}, "topics", "check")
+    said = within(env | {"TOLLGATE_GATE__GRACES": "1"}, "topics", "check")
     assert said.code == 2
     assert "TOLLGATE_GATE__GRACES" in said.err
 
 
 def test_a_trigger_without_a_token_is_a_usage_error(env: dict[str, str]) -> None:
-    said = tollgate(env, "emit", "a/b")
+    said = within(env, "emit", "a/b")
     assert said.code == 2
     assert "--token-file" in said.err
 
 
 @pytest.mark.parametrize("param", ["region", "=eu", "n:=oops"])
 def test_a_malformed_param_is_a_usage_error(env: dict[str, str], param: str) -> None:
-    assert tollgate(env | {"TOLLGATE_TOKEN": "a.b.c"}, "emit", "a/b", "--param", param).code == 2
+    assert within(env | {"TOLLGATE_TOKEN": "a.b.c"}, "emit", "a/b", "--param", param).code == 2
 
 
 def test_the_commands_that_create_the_topics_can_be_printed_without_a_broker(env: dict[str, str]) -> None:
-    said = tollgate(env, "topics", "create", "--print", "--lanes", "3", "--replication-factor", "3")
+    said = within(env, "topics", "create", "--print", "--lanes", "3", "--replication-factor", "3")
     assert said.code == 0
     assert said.out.count("kafka-topics.sh") == len(Topic)
     assert said.out.count("--partitions 3 ") == 8

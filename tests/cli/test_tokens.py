@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 
 from app.gate.revocation import Revocations
-from tests.cli.program import PROGRAM, Said, tollgate
+from tests.cli.program import PROGRAM, Said, within
 from tests.support.gates import environment
 from tests.support.jose import claims_of
 from tests.support.reader import read_topic
-
-pytestmark = pytest.mark.slow  # many processes
 
 FAILED, USAGE, NOT_ALLOWED = 1, 2, 4
 DAY_S = 86_400
@@ -38,7 +36,7 @@ class Issuer:
         self, *arguments: str, code: int = 0, token: str | None = None, env: dict[str, str] | None = None
     ) -> Said:
         """Run `tollgate token`; the token given on stdin must not come back."""
-        said = tollgate(self.env | (env or {}), "token", *arguments, stdin=token)
+        said = within(self.env | (env or {}), "token", *arguments, stdin=token)
         assert said.code == code, said.err
         if token is not None:
             holds_nothing_of(token, said.out + said.err)
@@ -58,7 +56,7 @@ def holds_nothing_of(token: str, text: str) -> None:
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Issuer:
     made = Issuer(tmp_path_factory.mktemp("issuer"))
-    assert tollgate(made.env, "keys", "generate").code == 0
+    assert within(made.env, "keys", "generate").code == 0
     return made
 
 
@@ -184,7 +182,7 @@ def test_a_token_that_is_not_good_is_told_by_its_reason(
     issuer: Issuer, change: Any, options: tuple[str, ...], reason: str
 ) -> None:
     token = change(issuer.issue())
-    said = tollgate(issuer.env, "token", "verify", "--token-file", "-", *options, stdin=token)
+    said = within(issuer.env, "token", "verify", "--token-file", "-", *options, stdin=token)
     assert said.code == FAILED
     (row,) = said.rows
     assert (row["valid"], row["reason"]) == (False, reason)
@@ -195,9 +193,9 @@ def test_a_token_that_is_not_good_is_told_by_its_reason(
 
 def test_a_token_of_a_removed_key_does_not_verify(tmp_path: Path) -> None:
     issuer = Issuer(tmp_path)
-    (made,) = tollgate(issuer.env, "keys", "generate").rows
+    (made,) = within(issuer.env, "keys", "generate").rows
     token = issuer.issue()
-    assert tollgate(issuer.env, "keys", "retire", made["kid"], "--emergency").code == 0
+    assert within(issuer.env, "keys", "retire", made["kid"], "--emergency").code == 0
     (row,) = issuer("verify", "--token-file", "-", code=FAILED, token=token).rows
     assert row["reason"] == "kid_unknown"
 
@@ -219,7 +217,7 @@ def test_a_development_token_verifies_only_where_it_is_asked_for(issuer: Issuer)
 @pytest.mark.parametrize("command", ["inspect", "verify", "revoke"])
 @pytest.mark.parametrize(("content", "told"), [("", "no token"), ("one two", "more than one word")])
 def test_a_token_file_holds_exactly_one_token(issuer: Issuer, command: str, content: str, told: str) -> None:
-    said = tollgate(issuer.env, "token", command, "--token-file", "-", stdin=content)
+    said = within(issuer.env, "token", command, "--token-file", "-", stdin=content)
     assert (said.code, said.out) == (USAGE, "")
     assert told in said.err
     assert "two" not in said.err
@@ -234,7 +232,7 @@ def test_a_token_file_holds_exactly_one_token(issuer: Issuer, command: str, cont
 )  # fmt: skip
 def test_a_token_given_as_an_argument_is_refused_and_not_repeated(issuer: Issuer, words: tuple[str, ...]) -> None:
     token = issuer.issue()
-    said = tollgate(issuer.env, *words, f"authorization: Bearer {token}" if words[-1] == "-H" else token)
+    said = within(issuer.env, *words, f"authorization: Bearer {token}" if words[-1] == "-H" else token)
     assert (said.code, said.out) == (USAGE, "")
     assert "was given a token" in said.err
     holds_nothing_of(token, said.err)
@@ -251,7 +249,7 @@ def revoker(issuer: Issuer, broker: str, tmp_path_factory: pytest.TempPathFactor
         "TOLLGATE_KAFKA__BOOTSTRAP": broker,
         "TOLLGATE_KAFKA__PREFIX": f"revoker{time.time_ns():x}.",
     }
-    assert tollgate(made.env, "topics", "create", "--lanes", "1").code == 0
+    assert within(made.env, "topics", "create", "--lanes", "1").code == 0
     return made
 
 

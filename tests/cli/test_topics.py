@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from app.stream.topics import Topic
-from tests.cli.program import tollgate
+from tests.cli.program import tollgate, within
 from tests.support.altering import alter
 from tests.support.gates import environment
 from tests.support.reader import read_topic
@@ -28,32 +28,32 @@ def env(broker: str, prefix: str) -> dict[str, str]:
 
 
 def test_creating_twice_adds_nothing_the_second_time(env: dict[str, str], broker: str, prefix: str) -> None:
-    first = tollgate(env, "topics", "create", "--lanes", LANES)
+    first = within(env, "topics", "create", "--lanes", LANES)
     assert first.code == 0, first.err
     assert first.err.count("created ") == len(Topic)
-    second = tollgate(env, "topics", "create", "--lanes", LANES)
+    second = within(env, "topics", "create", "--lanes", LANES)
     assert second.code == 0
     assert "nothing was missing" in second.err
     assert len(read_topic(broker, f"{prefix}checkpoints").records) == int(LANES)
     assert len(read_topic(broker, f"{prefix}registry").records) == 1
-    assert tollgate(env, "topics", "check").code == 0
+    assert within(env, "topics", "check").code == 0
 
 
 def test_lanes_cannot_be_added_later(env: dict[str, str]) -> None:
-    tollgate(env, "topics", "create", "--lanes", LANES)
-    said = tollgate(env, "topics", "create", "--lanes", "3")
+    within(env, "topics", "create", "--lanes", LANES)
+    said = within(env, "topics", "create", "--lanes", "3")
     assert said.code == 1
     assert "2 lanes" in said.err
 
 
 def test_topics_made_by_others_get_their_founding_records(env: dict[str, str], admin: AdminClient, prefix: str) -> None:
-    tollgate(env, "topics", "create", "--lanes", LANES)
+    within(env, "topics", "create", "--lanes", LANES)
     twin = prefix + "twin."
-    printed = tollgate(env | {"TOLLGATE_KAFKA__PREFIX": twin}, "topics", "create", "--print", "--lanes", LANES).out
+    printed = within(env | {"TOLLGATE_KAFKA__PREFIX": twin}, "topics", "create", "--print", "--lanes", LANES).out
     wanted = [_topic_of(command) for command in printed.replace("\\\n", "").splitlines() if "--create" in command]
     for future in admin.create_topics([topic._replication(1) for topic in wanted]).values():
         future.result(30)
-    said = tollgate(env | {"TOLLGATE_KAFKA__PREFIX": twin}, "topics", "create")
+    said = within(env | {"TOLLGATE_KAFKA__PREFIX": twin}, "topics", "create")
     assert said.code == 0, said.err
     assert "created" not in said.err
     assert "founding records" in said.err
@@ -112,9 +112,9 @@ def _recreate(topic: str) -> Change:
 def test_what_breaks_a_guarantee_is_named_and_keeps_a_gate_from_starting(
     env: dict[str, str], admin: AdminClient, prefix: str, change: Change, topic: str, setting: str
 ) -> None:
-    tollgate(env, "topics", "create", "--lanes", LANES)
+    within(env, "topics", "create", "--lanes", LANES)
     change(admin, prefix)
-    said = tollgate(env, "topics", "check")
+    said = within(env, "topics", "check")
     assert said.code == 1
     found = {(row["topic"], row["setting"]): row for row in said.rows}
     row = found[prefix + topic, setting]
@@ -128,8 +128,8 @@ def test_what_breaks_a_guarantee_is_named_and_keeps_a_gate_from_starting(
 def test_a_deployment_whose_topic_was_deleted_is_not_patched_up_in_silence(
     env: dict[str, str], admin: AdminClient, prefix: str
 ) -> None:
-    tollgate(env, "topics", "create", "--lanes", LANES)
+    within(env, "topics", "create", "--lanes", LANES)
     _delete("checkpoints")(admin, prefix)
-    said = tollgate(env, "topics", "create")
+    said = within(env, "topics", "create")
     assert said.code == 1
     assert f"{prefix}checkpoints" in said.err
