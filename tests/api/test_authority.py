@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.api.conftest import Deployment
 from tests.cli.program import tollgate
 from tests.support import reader
-from tests.support.doors import Emitter
+from tests.support.doors import PLAIN, Emitter
 from tests.support.issuer import JOB
 
 pytestmark = pytest.mark.broker
@@ -54,7 +54,7 @@ class Authority:
         self, client: tuple[str, str] | None, path: str = "/oauth/token", door: int = 0, **form: str
     ) -> httpx.Response:
         form = {"grant_type": "client_credentials"} | form if path == "/oauth/token" else form
-        return httpx.post(self.deployment.doors[door].url + path, data=form, auth=client, timeout=40)
+        return httpx.post(self.deployment.doors[door].url + path, data=form, auth=client, timeout=40, **PLAIN)
 
     def token(self, client: tuple[str, str], **form: str) -> str:
         deadline = time.monotonic() + 10

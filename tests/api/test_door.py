@@ -17,6 +17,7 @@ from app.api.problems import FAULTS, OF_CLIENTS, Problem
 from app.config import ConfigError
 from app.gate.reasons import BY_CODE, REASONS
 from tests.api.closed import Closed, closed_door
+from tests.support.doors import PLAIN
 from tests.support.tokens import public_jwk, token
 
 BODY_MAX, HEADERS_MAX = 4_096, 16_384
@@ -30,8 +31,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
 
 @pytest.fixture
 def client(door: Closed) -> Iterator[httpx.Client]:
-    # Nothing here is TLS; by default each client reads all the authorities of the world first.
-    with httpx.Client(base_url=door.url, headers={"authorization": f"Bearer {token()}"}, verify=False) as client:
+    with httpx.Client(base_url=door.url, headers={"authorization": f"Bearer {token()}"}, **PLAIN) as client:
         yield client
 
 

@@ -14,7 +14,7 @@ from tests.api.conftest import Deployment
 from tests.api.test_authority import Authority, trusted
 from tests.cli.program import tollgate
 from tests.support import reader
-from tests.support.doors import Emitter
+from tests.support.doors import PLAIN, Emitter
 from tests.support.issuer import JOB
 
 pytestmark = pytest.mark.broker
@@ -43,7 +43,9 @@ def bound_job(authority: Authority) -> str:
 
 def ask(authority: Authority, client: Client, door: int = 0, **body: Any) -> httpx.Response:
     wanted = {"jobs": [JOB], "lifetime_s": 600, "uses": "many"} | body
-    return httpx.post(f"{authority.deployment.doors[door].url}/v1/tokens", json=wanted, auth=client, timeout=40)
+    return httpx.post(
+        f"{authority.deployment.doors[door].url}/v1/tokens", json=wanted, auth=client, timeout=40, **PLAIN
+    )
 
 
 def issued(authority: Authority, client: Client, **body: Any) -> dict[str, Any]:

@@ -20,16 +20,19 @@ class Door:
     def __init__(self, world, directory):
         self.world, self.directory = world, directory
         self.process = DoorProcess("door", directory, world.env)
+        self._roles = set()
 
     @property
     def url(self):
         return self.process.url
 
     def identity(self, name, classes, platform=None, max_lifetime_s=CAP_S):
-        """Registered with a role of its own, and known to the door; its secret."""
-        role = name.replace(":", "-")
-        allow = f'{{ jobs = ["{NIGHTLY}"], classes = {json.dumps(classes)}, max_lifetime_s = {max_lifetime_s} }}'
-        self.world.apply("policy", f"[roles.{role}]\nallow = [{allow}]\n")
+        """Registered with a role that allows these classes so long, and known to the door; its secret."""
+        role = "-".join([*classes, str(max_lifetime_s)])
+        if role not in self._roles:
+            self._roles.add(role)
+            allow = f'{{ jobs = ["{NIGHTLY}"], classes = {json.dumps(classes)}, max_lifetime_s = {max_lifetime_s} }}'
+            self.world.apply("policy", f"[roles.{role}]\nallow = [{allow}]\n")
         of = f'platform = "{platform}"\n' if platform else ""
         self.world.apply("identities", f'[identities."{name}"]\nroles = ["{role}"]\n{of}')
         secret = self.world.tollgate("identities", "rotate", name).stdout.strip()
