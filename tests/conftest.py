@@ -18,7 +18,10 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile("fuzz" if os.environ.get("TOLLGATE_FUZZ") else "suite")
 
-FIRST = ("test_simulation.py", "test_campaign.py", "test_gates.py", "test_classes.py")
+FIRST = (
+    "test_simulation.py", "test_campaign.py", "test_bench.py", "test_gates.py", "test_programs.py", "test_kafka.py",
+    "test_up.py",
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
