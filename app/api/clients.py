@@ -61,10 +61,10 @@ class Clients:
         self.complaint: Callable[[], str | None] = _nothing  # of the view that the rights come from
 
     async def authenticate(self, request: Request[Any, Any, Any], headers: Headers, form: Form) -> Client:
-        """Raises OAuthError: `invalid_client`, or that it has to wait."""
+        """Raises OAuthError: `invalid_client`, or that it has to wait; Problem where that cannot be told now."""
         complaint = self.complaint()
         if complaint is not None:  # fail closed: who was disabled since is not known to a view that is behind
-            raise OAuthError("temporarily_unavailable", complaint, "not_ready", 503)
+            raise Problem("not_ready", complaint)
         presented = presented_by(headers, form)
         client = self._client(presented, self._named_at(request.scope))
         if client is not None:

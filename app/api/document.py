@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from litestar import Litestar
@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from app import __version__
 from app.api import problems
 from app.api.bodies import ListedToken, RevocationWanted, TokenWanted
+from app.api.forms import ErrorCode
 from app.api.operations import COMPONENTS, OPERATION
 from app.gate.explain import Explanation
 from app.gate.records import Receipt
@@ -65,7 +66,10 @@ def _schemas() -> dict[str, Any]:
         **made,
         "OAuthError": {
             "type": "object", "required": ["error", "error_description"],
-            "properties": {"error": text, "error_description": text, "reason": text},
+            "properties": {
+                "error": {"enum": list(get_args(ErrorCode))}, "error_description": text,
+                "reason": text | {"description": "our own code, where there is one"},
+            },
         },
         "IssuedToken": {
             "type": "object", "required": ["access_token", "token_type", "expires_in", "authorization_details"],

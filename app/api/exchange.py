@@ -16,27 +16,36 @@ from app.gate.quick import TRIGGER_ACTION
 
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
-SUBJECT_TYPES: Final = (JWT, "urn:ietf:params:oauth:token-type:access_token")
-PARAMETERS: Final = ("subject_token", "subject_token_type", "requested_token_type")
+TYPES: Final = (JWT, "urn:ietf:params:oauth:token-type:access_token")  # by which ours are asked for and handed over
 
 
 def subject_token_of(form: Form) -> str:
     """The token handed over, unverified."""
     token = required(form, "subject_token")
-    if required(form, "subject_token_type") not in SUBJECT_TYPES:
+    if required(form, "subject_token_type") not in TYPES:
         raise OAuthError("invalid_request", f"subject_token_type is {JWT}")
-    if form.get("requested_token_type", JWT) not in SUBJECT_TYPES:
+    if issued_type(form) not in TYPES:
         raise OAuthError("invalid_request", f"requested_token_type is {JWT}")
+    if "actor_token" in form or "actor_token_type" in form:
+        raise OAuthError("invalid_request", "no actor_token is taken: who acts is the client that asks")
     return token
 
 
+def issued_type(form: Form) -> str:
+    """As what the token is asked for, and told of (RFC 8693 section 2.2.1)."""
+    return form.get("requested_token_type", JWT)
+
+
 def narrowed(given: Claims, asked: Wanted, now_s: int, actor: str) -> Wanted:
-    """What is asked for, within what was handed over. Raises OAuthError where it would be more."""
+    """What is asked for, within what was handed over. Raises OAuthError where it would be more.
+
+    A token that cannot be exchanged at all is `invalid_request` (RFC 8693 section 2.2.2).
+    """
     if given.uses != "many":
         # Its one use is its bearer's: exchanged, it would start a second job.
-        raise OAuthError("invalid_grant", "a one-shot token cannot be exchanged", "token_already_used")
+        raise OAuthError("invalid_request", "a one-shot token cannot be exchanged", "token_already_used")
     if TRIGGER_ACTION not in given.grant.actions:
-        raise OAuthError("invalid_grant", "the token handed over starts nothing itself", "permission_missing")
+        raise OAuthError("invalid_request", "the token handed over starts nothing itself", "permission_missing")
     jobs = asked.jobs or given.grant.jobs
     if not set(jobs) <= set(given.grant.jobs):
         raise OAuthError("invalid_scope", "the token handed over does not grant that job", "job_not_authorized")
@@ -55,7 +64,7 @@ def narrowed(given: Claims, asked: Wanted, now_s: int, actor: str) -> Wanted:
     actors = (actor, *given.actors)
     if len(actors) > limits.ACTORS_MAX:
         words = f"more than {limits.ACTORS_MAX} would act for one another"
-        raise OAuthError("invalid_grant", words, "delegation_too_deep")
+        raise OAuthError("invalid_request", words, "delegation_too_deep")
     return asked._replace(
         jobs=tuple(jobs), subject=given.sub, lifetime_s=min(asked.lifetime_s, given.exp - now_s),
         params={**asked.params, **fixed}, params_sha256=asked.params_sha256 or given.grant.params_sha256,

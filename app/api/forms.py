@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import parse_qsl
 
 import orjson
@@ -18,13 +18,21 @@ PARAMETERS_MAX: Final = 32
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 section 5.1
 
 Form = dict[str, str]
+# What an endpoint of OAuth may say, and no more: clients know these.
+ErrorCode = Literal[
+    "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type",
+    "invalid_scope",  # RFC 6749 section 5.2
+    "unsupported_token_type",  # RFC 7009 section 2.2.1
+    "invalid_target",  # RFC 8693 section 2.2.2
+    "invalid_authorization_details",  # RFC 9396 section 5
+]  # fmt: skip
 
 
 class OAuthError(Exception):
-    """A refusal as OAuth says it (RFC 6749 section 5.2), with our reason beside its code."""
+    """A refusal as OAuth says it, with our reason beside its code. What may pass (503) is a Problem, as elsewhere."""
 
     def __init__(
-        self, error: str, description: str, reason: str | None = None, status: int = 400,
+        self, error: ErrorCode, description: str, reason: str | None = None, status: int = 400,
         retry_after_s: int = RETRY_AFTER_S,
     ) -> None:  # fmt: skip
         super().__init__(error)
@@ -36,7 +44,7 @@ class OAuthError(Exception):
         headers = dict(NO_STORE)
         if self.status == 401:
             headers["WWW-Authenticate"] = 'Basic realm="tollgate", charset="UTF-8"'
-        if self.status in (429, 503):
+        if self.status == 429:
             headers["Retry-After"] = str(self.retry_after_s)
         body = orjson.dumps({name: value for name, value in document.items() if value is not None})
         return Response(body, status_code=self.status, headers=headers, media_type=JSON)

@@ -16,18 +16,18 @@ from litestar.response.base import ASGIResponse
 
 from app.api import exchange
 from app.api import operations as described
-from app.api.caller import Caller, verified_as
+from app.api.caller import Caller, identify, verified_as
 from app.api.clients import Client
-from app.api.forms import NO_STORE, Form, OAuthError, form_of, required
+from app.api.forms import NO_STORE, ErrorCode, Form, OAuthError, form_of, required
 from app.api.issuing import Issuing, Wanted
 from app.api.problems import Problem
 from app.api.requests import TOKEN, answer, headers_of, own_address
 from app.api.service import Service
-from app.authority.decide import Denied
+from app.authority.decide import DENIALS, Denied
 from app.authority.identities import CLIENT_ALGORITHMS
+from app.authority.records import Issued
 from app.gate.claims import GRANT_TYPE, Claims, HostClaims, Uses, nested
 from app.gate.quick import TRIGGER_ACTION
-from app.gate.standing import emitter
 from app.gate.strict_json import JSONRefused, loads_object
 from app.gate.token import CLASSES, EVERY_CLASS, USER_CLASSES, Classes
 from app.issuer.mint import Minted
@@ -39,10 +39,8 @@ LIFETIME_DEFAULT_S: Final = 300  # the field's clients do not say; `lifetime_s` 
 JOB_SCOPE: Final = "job:"  # and the job's name: for clients that know scopes and no authorization_details
 AUTH_METHODS: Final = ("client_secret_basic", "client_secret_post", "private_key_jwt")
 _GRANT: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256"))
-_KNOWN: Final = frozenset((
-    "grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type", "scope",
-    "authorization_details", "uses", "lifetime_s", "idempotency_key", "subject",
-))  # fmt: skip
+# Why a well-formed request is for more than the client may have; by any other code, nobody could have it.
+_TOO_MUCH: Final = frozenset((*(each.code for each in DENIALS), "scope_too_broad", "ttl_too_long", "identity_disabled"))
 
 
 def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
@@ -54,31 +52,33 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         told: dict[str, Any] = {}
         match required(form, "grant_type"):
             case "client_credentials":
-                wanted = _wanted(form, _KNOWN)
+                wanted = _wanted(service, form)
             case exchange.GRANT_TYPE:
                 try:
                     wanted = await _exchanged(service, client, form)
                 except OAuthError as error:
                     await issuing.refused(client, error.reason or error.error, error.description)
                     raise
-                told = {"issued_token_type": exchange.JWT}
+                told = {"issued_token_type": exchange.issued_type(form)}
             case _:
                 raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(GRANT_TYPES)}")
         made = await issuing.issue(client, wanted)
         if isinstance(made, Denied):
-            raise OAuthError("invalid_scope" if form.get("scope") else "access_denied", made.words, made.code)
+            raise OAuthError(_error_of(made.code, form["grant_type"]), made.words, made.code)
         return answer(orjson.dumps(_issued(made) | told), headers=NO_STORE)
 
     @post(INTROSPECT, status_code=200, opt=described.operation(described.POST_INTROSPECT))
     async def introspect(request: Request[Any, Any, Any]) -> ASGIResponse:
-        _, form = await _client(service, request)
-        token = required(form, "token")
-        caller = await _honoured(service, token, EVERY_CLASS)
-        if caller is not None and await service.used.was(caller.claims):
-            caller = None  # a one-shot token that was used is gone
-        body: dict[str, Any] = (
-            {"active": False} if caller is None else _told(caller.claims, service.tables.world.audience)
-        )
+        client, form = await _client(service, request)
+        caller = await _honoured(service, required(form, "token"), EVERY_CLASS)
+        body: dict[str, Any] = {"active": False}
+        # Of tokens of another organisation a client learns nothing (RFC 7662 section 4); a used one-shot one is gone.
+        if (
+            isinstance(caller, Caller)
+            and caller.claims.org_id == client.identity.org_id
+            and not await service.used.was(caller.claims)
+        ):
+            body = _told(caller.claims, service.tables.world.audience, issuing.of(caller.claims.jti))
         return answer(orjson.dumps(body), headers=NO_STORE)
 
     @post(REVOKE, status_code=200, opt=described.operation(described.POST_REVOKE))
@@ -107,16 +107,14 @@ async def _client(service: Service, request: Request[Any, Any, Any]) -> tuple[Cl
     return await service.clients.authenticate(request, headers, form), form
 
 
-async def _honoured(service: Service, unverified_token: str, classes: Classes) -> Caller | None:
-    """The token, if it would be honoured now. Raises Problem when that cannot be told."""
+async def _honoured(service: Service, unverified_token: str, classes: Classes) -> Caller | str:
+    """The token, or by which code it would not be honoured now. Raises Problem when that cannot be told."""
     try:
-        verified = await verified_as(service.tables, unverified_token, classes)
+        return await identify(service.tables, unverified_token, classes)
     except Problem as problem:
         if problem.status == 503:
             raise
-        return None
-    caller = Caller(verified.claims, emitter(verified.claims))
-    return caller if caller.fault(service.tables.world) is None else None
+        return problem.code
 
 
 async def _revocable(service: Service, unverified_token: str) -> Claims | None:
@@ -142,18 +140,27 @@ async def _revocable(service: Service, unverified_token: str) -> Claims | None:
 
 async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
     unverified_token = exchange.subject_token_of(form)
-    asked = _wanted(form, _KNOWN | set(exchange.PARAMETERS))
+    asked = _wanted(service, form)
     caller = await _honoured(service, unverified_token, CLASSES)
-    ours = service.settings.issuer.issuer
-    if caller is None or caller.claims.iss != ours or caller.claims.org_id != client.identity.org_id:
-        raise OAuthError("invalid_grant", "the token handed over is not honoured here, or not of this issuer")
+    if isinstance(caller, str):
+        raise OAuthError("invalid_request", "the token handed over is not honoured here", caller)
+    if caller.claims.iss != service.settings.issuer.issuer or caller.claims.org_id != client.identity.org_id:
+        raise OAuthError("invalid_request", "the token handed over is not of this issuer and organisation")
     return exchange.narrowed(caller.claims, asked, int(time.time()), client.identity.name)
 
 
-def _wanted(form: Form, known: frozenset[str]) -> Wanted:
-    unknown = next((name for name in form if name not in known), None)
-    if unknown is not None:
-        raise OAuthError("invalid_request", "a parameter is unknown")
+def _error_of(denial: str, grant_type: str) -> ErrorCode:
+    """How OAuth says why no token is issued."""
+    if denial == "subject_not_granted" and grant_type == exchange.GRANT_TYPE:
+        return "invalid_request"  # of the token handed over (RFC 8693 section 2.2.2)
+    return "invalid_scope" if denial in _TOO_MUCH else "invalid_request"
+
+
+def _wanted(service: Service, form: Form) -> Wanted:
+    """Parameters that are not known are ignored (RFC 6749 section 3.2)."""
+    audience = service.settings.audience
+    if not {form.get("audience", audience), form.get("resource", audience)} <= {audience}:
+        raise OAuthError("invalid_target", f"tokens of this deployment are for {audience}")
     uses = form.get("uses", "once")
     if uses not in get_args(Uses):
         raise OAuthError("invalid_request", "uses is once or many")
@@ -221,12 +228,15 @@ def _issued(made: Minted) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told(claims: Claims, audience: str) -> dict[str, Any]:
+def _told(claims: Claims, audience: str, record: Issued | None) -> dict[str, Any]:
+    """What introspection says of a live token; the client that asked for it, where that is on record."""
     told = {
-        "active": True, "iss": claims.iss, "sub": claims.sub, "aud": audience, "client_id": claims.sub,
-        "token_type": "Bearer", "jti": claims.jti, "iat": claims.iat, "nbf": claims.nbf, "exp": claims.exp,
-        "org_id": claims.org_id, "class": claims.token_class,
+        "active": True, "iss": claims.iss, "sub": claims.sub, "aud": audience, "token_type": "Bearer",
+        "jti": claims.jti, "iat": claims.iat, "nbf": claims.nbf, "exp": claims.exp, "org_id": claims.org_id,
+        "class": claims.token_class,
     }  # fmt: skip
+    if record is not None:
+        told["client_id"] = record.identity
     if isinstance(claims, HostClaims):
         return told | {"platform": claims.platform, "level": claims.level}
     if claims.token_class in USER_CLASSES.values():

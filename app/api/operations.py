@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from app.api import problems
+from app.api import exchange, problems
 from app.gate import limits
 
 COMPONENTS: Final = "#/components/schemas/"
@@ -163,7 +163,7 @@ def _form(*required: str, **members: Any) -> dict[str, Any]:
 
 
 def _oauth_errors(*statuses: int) -> dict[str, Any]:
-    """Errors as OAuth says them; what no endpoint of OAuth can answer for is a problem."""
+    """Errors as OAuth says them; what is no matter of OAuth, and what may pass, is a problem."""
     errors = {
         str(status): {
             "description": _STATUS[status],
@@ -171,25 +171,27 @@ def _oauth_errors(*statuses: int) -> dict[str, Any]:
         }
         for status in statuses
     }
-    return errors | _refusals(408, 413, 431, 500)
+    return errors | _refusals(408, 413, 431, 500, 503)
 
 
 _TEXT: Final = {"type": "string"}
+_TOKEN_TYPE: Final = {"enum": list(exchange.TYPES)}
 POST_TOKEN: Final[Operation] = {
     "operationId": "token",
     "tags": ["authority"],
     "summary": "A trigger token for a client (RFC 6749 section 4.4, RFC 9396), or for whom it acts (RFC 8693)",
     "security": _CLIENT_OR_FORM,
     "requestBody": _form(
-        "grant_type", grant_type={"enum": ["client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"]},
-        subject_token=_TEXT, subject_token_type=_TEXT, requested_token_type=_TEXT,
+        "grant_type", grant_type={"enum": ["client_credentials", exchange.GRANT_TYPE]},
+        subject_token=_TEXT, subject_token_type=_TOKEN_TYPE, requested_token_type=_TOKEN_TYPE,
+        audience={"type": "string", "description": "of this deployment's tokens, if any is named; or resource"},
         scope={"type": "string", "description": "job:NAME, several with spaces between; or authorization_details"},
         authorization_details={"type": "string", "description": "JSON: one object of type job_trigger"},
         uses={"enum": ["once", "many"]}, lifetime_s={"type": "string", "pattern": "^[0-9]{1,9}$"},
         idempotency_key=_TEXT, subject=_TEXT,
     ),
     "responses": {"200": {"description": "the token", **_content(JSON, _ref("IssuedToken"))},
-                  **_oauth_errors(400, 401, 404, 429, 503)},
+                  **_oauth_errors(400, 401, 429)},
 }  # fmt: skip
 POST_INTROSPECT: Final[Operation] = {
     "operationId": "introspect",
@@ -201,7 +203,7 @@ POST_INTROSPECT: Final[Operation] = {
     "responses": {"200": {"description": "`active`, and only for one that is, the rest",
                           **_content(JSON, {"type": "object", "required": ["active"],
                                             "properties": {"active": {"type": "boolean"}}})},
-                  **_oauth_errors(400, 401, 429, 503)},
+                  **_oauth_errors(400, 401, 429)},
 }  # fmt: skip
 POST_REVOKE: Final[Operation] = {
     "operationId": "revoke",
@@ -210,7 +212,7 @@ POST_REVOKE: Final[Operation] = {
     "security": _CLIENT_OR_FORM,
     "requestBody": _form("token", token=_TEXT, token_type_hint=_TEXT),
     "responses": {"200": {"description": "it is not honoured any more, or never was"},
-                  **_oauth_errors(400, 401, 429, 503)},
+                  **_oauth_errors(400, 401, 429)},
 }  # fmt: skip
 GET_METADATA: Final[Operation] = {
     "operationId": "metadata",
@@ -228,7 +230,7 @@ POST_TOKENS: Final[Operation] = {
     "parameters": [_header("Idempotency-Key", "goes into the token", minLength=1, maxLength=256)],
     "requestBody": {"required": True, **_content(JSON, _ref("TokenWanted"))},
     "responses": {"201": {"description": "the token, this once", **_content(JSON, {"type": "object"})},
-                  **_oauth_errors(400, 401, 429, 503), **_refusals(403, 404, 415)},
+                  **_oauth_errors(400, 401, 429), **_refusals(403, 415)},
 }  # fmt: skip
 GET_TOKENS: Final[Operation] = {
     "operationId": "tokens",
@@ -242,7 +244,7 @@ GET_TOKENS: Final[Operation] = {
     "responses": {"200": {"description": "newest first; `more` when some were left out", **_content(JSON, {
         "type": "object", "required": ["tokens", "more"],
         "properties": {"tokens": {"type": "array", "items": _ref("ListedToken")}, "more": {"type": "boolean"}},
-    })}, **_oauth_errors(400, 401, 429, 503), **_refusals(403)},
+    })}, **_oauth_errors(400, 401, 429), **_refusals(403)},
 }  # fmt: skip
 POST_REVOCATIONS: Final[Operation] = {
     "operationId": "addRevocation",
@@ -251,7 +253,7 @@ POST_REVOCATIONS: Final[Operation] = {
     "security": [*_CLIENT, *_USER],
     "requestBody": {"required": True, **_content(JSON, _ref("RevocationWanted"))},
     "responses": {"201": {"description": "gates honour it within a second", **_content(JSON, {"type": "object"})},
-                  **_oauth_errors(400, 401, 429, 503), **_refusals(403, 415)},
+                  **_oauth_errors(400, 401, 429), **_refusals(403, 415)},
 }  # fmt: skip
 _WHO: Final = {
     "type": "object",

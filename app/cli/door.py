@@ -165,5 +165,5 @@ def _refused(url: str, status: int, document: Any, *, by_token: bool) -> NoRetur
     sentence = f"{url}: {code}: {what}" + (f"; {remedy}" if remedy else "")
     if status == 401 and by_token:
         common.fail(f"{sentence}; `tollgate login` again", common.LOGIN_NEEDED)
-    denied = status in {401, 403} or told.get("error") in {"access_denied", "invalid_scope"}
+    denied = status in {401, 403} or told.get("error") == "invalid_scope"
     common.fail(sentence, common.NOT_ALLOWED if denied else common.FAILED)

@@ -183,7 +183,10 @@ def test_roles_decide_and_a_changed_policy_is_obeyed_without_a_restart(authority
     ("form", "code"),
     [
         ({"grant_type": "password"}, "unsupported_grant_type"), ({"scope": "read"}, "invalid_scope"),
-        ({"uses": "thrice"}, "invalid_request"), ({"lifetime_s": "-1"}, "invalid_request"), ({"x": "1"}, "invalid_request"),
+        ({"uses": "thrice"}, "invalid_request"), ({"lifetime_s": "-1"}, "invalid_request"),
+        ({"audience": "elsewhere"}, "invalid_target"), ({"resource": "https://elsewhere"}, "invalid_target"),
+        ({"scope": f"job:{JOB}", "lifetime_s": "0"}, "invalid_request"), ({"scope": f"job:{JOB}", "subject": "svc:x"}, "invalid_scope"),
+        ({}, "invalid_scope"), ({"scope": f"job:{JOB}", "lifetime_s": "999999999"}, "invalid_scope"),
         ({"authorization_details": "[]"}, "invalid_authorization_details"),
         ({"authorization_details": '[{"type":"payment"}]'}, "invalid_authorization_details"),
         ({"authorization_details": '[{"type":"job_trigger","jobs":["a"],"jobs":["b"]}]'}, "invalid_authorization_details"),
@@ -194,6 +197,17 @@ def test_a_malformed_request_is_refused_in_the_words_of_oauth(
 ) -> None:
     answer = authority.ask(one, **form)
     assert (answer.status_code, answer.json()["error"]) == (400, code)
+
+
+def test_what_is_not_known_is_ignored_and_what_is_said_twice_is_refused(
+    authority: Authority, one: tuple[str, str]
+) -> None:
+    audience = f"tollgate:{authority.deployment.prefix}"
+    asked = authority.ask(one, scope=f"job:{JOB}", x="1", nonce="2", audience=audience, resource=audience)
+    assert asked.status_code == 200, asked.text
+    body = {"grant_type": "client_credentials", "scope": f"job:{JOB}", "x": ["1", "1"]}
+    twice = httpx.post(f"{authority.url}/oauth/token", data=body, auth=one)
+    assert error(twice) == (400, "invalid_request", None)
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +239,37 @@ def test_introspection_tells_of_a_live_token_and_nothing_of_any_other(
         assert authority.ask(one, "/oauth/introspect", token=dead).json() == {"active": False}
     assert authority.ask(None, "/oauth/introspect", token=token).status_code == 401
     assert authority.ask(one, "/oauth/introspect").json()["error"] == "invalid_request"
+
+
+def test_introspection_names_the_client_that_asked_and_not_whom_the_token_speaks_for(
+    authority: Authority, one: tuple[str, str]
+) -> None:
+    agent = authority.identity()
+    allow = f'[{{ jobs = ["{JOB}"], subjects = ["{one[0]}"], max_lifetime_s = 3600 }}]'
+    authority.apply("policy", f"[roles.{agent[0].replace('svc:', 'r')}]\nallow = {allow}\n")
+    deadline = time.monotonic() + 10
+    while (answer := authority.ask(agent, scope=f"job:{JOB}", subject=one[0])).status_code != 200:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+    token = answer.json()["access_token"]
+    while "client_id" not in (told := authority.ask(one, "/oauth/introspect", token=token).json()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (told["client_id"], told["sub"]) == (agent[0], one[0])
+    # Whose key files make a token, is on no record.
+    file = ("token", "issue", "--job", JOB, "--ttl", "5m", "--subject", one[0])
+    unrecorded = authority.ask(one, "/oauth/introspect", token=authority.tollgate(*file)).json()
+    assert (unrecorded["active"], unrecorded["sub"], "client_id" in unrecorded) == (True, one[0], False)
+
+
+def test_a_client_learns_nothing_of_another_organisations_tokens(authority: Authority, one: tuple[str, str]) -> None:
+    token, stranger = authority.token(one), authority.identity(org_id="other")
+    deadline = time.monotonic() + 10
+    while (answer := authority.ask(stranger, "/oauth/introspect", token=token)).status_code == 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert answer.json() == {"active": False}
+    assert authority.ask(one, "/oauth/introspect", token=token).json()["active"] is True
 
 
 def test_a_client_takes_its_own_token_back_and_no_others(authority: Authority, one: tuple[str, str]) -> None:
@@ -312,18 +357,20 @@ def test_a_token_is_exchanged_for_one_that_says_who_acts_for_whom_and_never_for_
         time.sleep(0.2)
     told = answer.json()
     assert told["issued_token_type"] == kind
+    access_token = kind.replace("jwt", "access_token")
+    assert exchanged(agent, handed, requested_token_type=access_token).json()["issued_token_type"] == access_token
     assert told["expires_in"] <= 120
     seen = authority.ask(agent, "/oauth/introspect", token=told["access_token"]).json()
     assert (seen["sub"], seen["act"]) == (owner[0], {"sub": agent[0]})
     receipt = Emitter(authority.url, told["access_token"]).decided(JOB)
     assert receipt["outcome"] == "accepted"
-    assert error(exchanged(agent, one_shot)) == (400, "invalid_grant", "token_already_used")
+    assert error(exchanged(agent, one_shot)) == (400, "invalid_request", "token_already_used")
     assert error(exchanged(agent, handed, scope="job:reports/other")) == (400, "invalid_scope", "job_not_authorized")
-    assert error(exchanged(agent, "a.b.c"))[:2] == (400, "invalid_grant")
+    assert error(exchanged(agent, "a.b.c")) == (400, "invalid_request", "token_malformed")
     denied = [each["reason"] for each in authority.issuance(agent[0]) if each["event"] == "issue_denied"]
-    assert denied[-3:] == ["token_already_used", "job_not_authorized", "invalid_grant"]
+    assert denied[-3:] == ["token_already_used", "job_not_authorized", "token_malformed"]
     stranger = authority.identity()
     authority.token(stranger)
-    assert error(exchanged(stranger, handed)) == (400, "access_denied", "subject_not_granted")
+    assert error(exchanged(stranger, handed)) == (400, "invalid_request", "subject_not_granted")
     issued = [each for each in authority.issuance(agent[0]) if each["event"] == "issued"]
     assert (issued[-1]["identity"], issued[-1]["subject"]) == (agent[0], owner[0])

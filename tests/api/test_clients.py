@@ -72,7 +72,9 @@ async def test_a_disabled_identity_proves_nothing_and_is_told_as_little(known: C
 
 async def test_a_view_that_is_behind_proves_nobody(known: Clients) -> None:
     known.complaint = lambda: "registry was last confirmed 9.0 s ago"
-    assert (await told(known, basic("svc:ci", SECRET)))[:2] == (503, "temporarily_unavailable")
+    with pytest.raises(Problem) as refused:
+        await told(known, basic("svc:ci", SECRET))
+    assert (refused.value.status, refused.value.code) == (503, "not_ready")
 
 
 def test_a_door_that_has_not_read_who_there_is_asks_to_come_again(tmp_path: Path) -> None:

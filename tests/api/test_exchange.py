@@ -79,7 +79,7 @@ def test_a_chain_of_actors_has_an_end() -> None:
     assert handed.actors == ("svc:3", "svc:2", "svc:1", "svc:0")
     with pytest.raises(OAuthError) as refused:
         exchange.narrowed(handed, Wanted((), "many", 60), NOW_S, "svc:b")
-    assert (refused.value.error, refused.value.reason) == ("invalid_grant", "delegation_too_deep")
+    assert (refused.value.error, refused.value.reason) == ("invalid_request", "delegation_too_deep")
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,26 @@ def test_what_a_token_does_not_let_its_bearer_do_is_not_exchanged_for(
     with pytest.raises(OAuthError) as refused:
         exchange.narrowed(handed, Wanted((), "many", 60, params=asked), NOW_S, "svc:b")
     assert refused.value.reason == reason
+    assert refused.value.error == ("invalid_request" if reason == "permission_missing" else "invalid_scope")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"subject_token_type": "urn:ietf:params:oauth:token-type:saml2"}, {"actor_token": "x"}, {"actor_token_type": "x"},
+        {"requested_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, {"subject_token": None},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exchanged_is_an_invalid_request(changed: dict[str, Any]) -> None:
+    form = {"subject_token": "x", "subject_token_type": exchange.JWT, **changed}
+    with pytest.raises(OAuthError) as refused:
+        exchange.subject_token_of({name: value for name, value in form.items() if value is not None})
+    assert refused.value.error == "invalid_request"
+
+
+def test_a_token_is_told_of_as_what_was_asked_for() -> None:
+    assert exchange.issued_type({}) == exchange.JWT
+    for kind in exchange.TYPES:
+        form = {"subject_token": "x", "subject_token_type": exchange.JWT, "requested_token_type": kind}
+        assert exchange.subject_token_of(form) == "x"
+        assert exchange.issued_type(form) == kind
