@@ -76,6 +76,7 @@ class _Source:
     keys: KeySet | None = None
     digest: bytes = b""  # of the bytes that `keys` were read from
     confirmed_at_s: float = 0.0
+    read_at_s: float = float("-inf")  # when the last read that went well began
     next_fetch_at_s: float = 0.0
     next_want_at_s: float = 0.0
     want_began_at_s: float = 0.0
@@ -142,6 +143,13 @@ class JwksFollower:
         if source.wanted is not None:  # a slow one is not waited for again and again
             return now_s < source.want_began_at_s + WANT_TIMEOUT_S
         return now_s >= source.next_want_at_s
+
+    def read_at_s(self, issuer: str) -> float:
+        """As of when (monotonic) the issuer's keys here were all that it had published."""
+        source = self._sources.get(issuer)
+        if source is None:
+            return float("-inf")
+        return float("inf") if source.where.is_the_set else source.read_at_s
 
     async def want(self, issuer: str, kid: str | None) -> None:
         """Read the issuer's set again because a token names a kid it lacks. Returns within a second.
@@ -218,6 +226,7 @@ class JwksFollower:
 
     async def _fetch(self, source: _Source) -> None:
         """Read the set once. Never raises: what is wrong is logged, and the last good set stays."""
+        began_at_s = time.monotonic()
         try:
             if source.is_file:
                 await self._read_file(source)
@@ -228,7 +237,7 @@ class JwksFollower:
         except Exception as error:  # an error of ours must not end the following
             self._failed(source, f"reading the set failed: {type(error).__name__}")
         else:
-            source.confirmed_at_s = time.monotonic()
+            source.confirmed_at_s, source.read_at_s = time.monotonic(), began_at_s
             source.failure, source.retry_s = None, RETRY_MIN_S
             source.next_fetch_at_s = source.confirmed_at_s + self._refresh_s
 

@@ -42,6 +42,25 @@ async def test_a_missing_set_leaves_the_issuer_trusted_and_without_keys(tmp_path
         await until(lambda: follower.ring[ISS] is not None)
 
 
+async def test_as_of_when_a_set_was_all_there_is_counts_from_the_begin_of_a_read_that_went_well(tmp_path):
+    file = tmp_path / "jwks.json"
+    file.write_bytes(document(public_jwk("k1")))
+    inline = rule(file)
+    inline.jwks = {"keys": [public_jwk("k1")]}
+    began_s = time.monotonic()
+    async with following({ISS: rule(file), "inline": inline}) as follower:
+        assert began_s < follower.read_at_s(ISS) < time.monotonic()
+        assert (follower.read_at_s("inline"), follower.read_at_s("nobody")) == (float("inf"), float("-inf"))
+        asked_s = time.monotonic()
+        await until(lambda: follower.read_at_s(ISS) > asked_s)  # unchanged is as good as read
+        file.write_bytes(b"<html>")
+        await until(lambda: follower._sources[ISS].failure is not None)
+        failed = follower.read_at_s(ISS)
+        await follower.want(ISS, "k9")
+        await asyncio.sleep(0.6)
+        assert follower.read_at_s(ISS) == failed
+
+
 BAD = {
     "html": (b"<html>", 200, ""), "server error": (document(public_jwk()), 500, ""), "10 MB": (b" " * 10_000_000, 200, ""),
     "redirect to a file": (b"", 302, "location: file:///etc/passwd\r\n"), "empty set": (b'{"keys":[]}', 200, ""),

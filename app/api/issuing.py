@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -188,6 +189,17 @@ class Issuing:
     def of(self, jti: str) -> Issued | None:
         return self._live.get(jti)
 
+    async def published_until_s(self, kid: str) -> float:
+        """Until when a key of our key files was published, in seconds; 0: it is none of them. Raises Problem."""
+        try:
+            records = await asyncio.to_thread(self._store.records)
+        except (KeystoreError, OSError) as error:
+            raise _keys_unavailable(error) from None
+        record = next((each for each in records if each.kid == kid), None)
+        if record is None:
+            return 0
+        return math.inf if record.removed_s is None else record.removed_s
+
     async def issue(self, client: Client, wanted: Wanted) -> Minted | Denied:
         """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys."""
         require_fresh(self._tables)
@@ -266,8 +278,7 @@ class Issuing:
             handle = new_handle() if wanted.reference else None
             made = issue(asked, self._store, int(time.time()), handle)
         except (KeystoreError, OSError) as error:
-            log.error(Event.SERVE_ERROR, what=f"{type(error).__name__}: {error}")
-            raise Problem("keys_unavailable") from None
+            raise _keys_unavailable(error) from None
         return made if isinstance(made, Minted) else Denied(made.code, made.sentence)
 
     async def revoke(self, selector: Selector, value: str, by: str, reason: str) -> dict[str, Any]:
@@ -293,6 +304,11 @@ class Issuing:
             if not isinstance(error, TimeoutError):
                 self._producer.renew(producer)
             raise Problem("outcome_unknown") from None
+
+
+def _keys_unavailable(error: Exception) -> Problem:
+    log.error(Event.SERVE_ERROR, what=f"{type(error).__name__}: {error}")
+    return Problem("keys_unavailable")
 
 
 _decode: Final = msgspec.json.Decoder(Issued).decode

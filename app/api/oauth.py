@@ -16,12 +16,13 @@ from litestar.response.base import ASGIResponse
 
 from app.api import exchange
 from app.api import operations as described
-from app.api.caller import Caller, identify, verified_as
+from app.api.caller import Caller, identify
 from app.api.clients import Client
 from app.api.forms import NO_STORE, ErrorCode, Form, OAuthError, form_of, required
 from app.api.issuing import Issuing, Wanted
 from app.api.problems import Problem
 from app.api.requests import TOKEN, answer, headers_of, own_address
+from app.api.revocable import revocable
 from app.api.service import Service
 from app.authority.decide import DENIALS, Denied
 from app.authority.identities import CLIENT_ALGORITHMS
@@ -84,14 +85,12 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     @post(REVOKE, status_code=200, opt=described.operation(described.POST_REVOKE))
     async def revoke(request: Request[Any, Any, Any]) -> ASGIResponse:
         client, form = await _client(service, request)
-        claims = await _revocable(service, required(form, "token"))
-        if claims is not None:
-            ours = service.settings.issuer.issuer
-            record = issuing.of(claims.jti)
-            owners = {claims.sub, record.identity} if record is not None else {claims.sub}
-            if claims.iss != ours or client.identity.name not in owners:
+        found = await revocable(service, issuing, required(form, "token"))
+        if found is not None:
+            name = client.identity.name
+            if found.iss != service.settings.issuer.issuer or name not in found.owners:
                 raise OAuthError("unauthorized_client", "the token was not issued to this client")
-            await issuing.revoke("jti", claims.jti, client.identity.name, "revoked by its client")
+            await issuing.revoke("jti", found.jti, name, "revoked by its client")
         return answer(b"", headers=NO_STORE)
 
     @get(METADATA, opt=described.operation(described.GET_METADATA))
@@ -115,24 +114,6 @@ async def _honoured(service: Service, unverified_token: str, classes: Classes) -
         if problem.status == 503:
             raise
         return problem.code
-
-
-async def _revocable(service: Service, unverified_token: str) -> Claims | None:
-    """The claims of a token that may yet be good; None for what no gate will ever take (RFC 7009 section 2.2).
-
-    One that is merely not honoured now, because its identity is disabled or its time has not come, is revoked like any
-    other. Raises Problem when it cannot be told.
-    """
-    try:
-        claims = (await verified_as(service.tables, unverified_token, EVERY_CLASS)).claims
-    except Problem as problem:
-        if problem.code == "kid_unknown":
-            raise Problem("not_ready", "the token's key is not known here, or not yet") from None
-        if problem.status == 503:
-            raise
-        return None
-    over = claims.exp + service.settings.gate.grace_s <= time.time()
-    return None if over or service.tables.world.revocations.covers(claims) else claims
 
 
 # ── what is asked for ──

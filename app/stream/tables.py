@@ -249,6 +249,10 @@ class Tables:
             return self._grants_as_of_s < taken_at_s
         return wanted.kid is None or self._keys.may_fetch(wanted.iss)
 
+    def keys_read_at_s(self, issuer: str) -> float:
+        """As of when (monotonic) the issuer's keys in this view were all that it had published."""
+        return self._keys.read_at_s(issuer)
+
     async def fetch(self, wanted: KeyWanted | GrantWanted) -> None:
         """What can be done about it; judge the record again afterwards."""
         if isinstance(wanted, GrantWanted):

@@ -285,6 +285,18 @@ def test_a_client_takes_its_own_token_back_and_no_others(authority: Authority, o
             time.sleep(0.05)
     assert authority.ask(one, "/oauth/revoke", token="nonsense").status_code == 200
     assert Emitter(authority.url, mine).decided(JOB)["reason"] == "token_revoked"
+    # Of a key that nobody has: good for nothing here, and of another issuer not this one's to say.
+    claims = jwt.decode(mine, options={"verify_signature": False}) | {"jti": secrets.token_hex(8)}
+    private, header = ec.generate_private_key(ec.SECP256R1()), {"kid": "nobodys", "typ": "trigger+jwt"}
+    forged = jwt.encode(claims, private, "ES256", headers=header)
+    deadline = time.monotonic() + 10  # of a set read before it was shown the door takes no word
+    while (answer := authority.ask(one, "/oauth/revoke", token=forged)).status_code != 200:
+        assert (answer.status_code, answer.json()["reason"]) == (503, "not_ready")
+        assert time.monotonic() < deadline
+    foreign = jwt.encode(claims | {"iss": authority.deployment.issuer.issuer}, private, "ES256", headers=header)
+    assert error(authority.ask(one, "/oauth/revoke", token=foreign))[:2] == (400, "unauthorized_client")
+    revoked = reader.read_topic(authority.deployment.bootstrap, f"{authority.deployment.prefix}revocations").records
+    assert not [each for each in revoked if claims["jti"].encode() in (each.key or b"")]
     assert Emitter(authority.url, theirs).decided(JOB)["outcome"] == "accepted"
 
 
