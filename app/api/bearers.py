@@ -16,11 +16,12 @@ from litestar.response.base import ASGIResponse
 
 from app.api import operations as described
 from app.api.caller import Caller, identify
-from app.api.clients import Client
-from app.api.forms import NO_STORE
-from app.api.problems import Problem
+from app.api.clients import ASSERTION_TYPE, Client
+from app.api.forms import NO_STORE, OAuthError
+from app.api.problems import INVALID_TOKEN, Problem
 from app.api.requests import Headers, answer, bearer_token, headers_of
 from app.api.service import Service
+from app.authority.assertion import is_assertion
 from app.authority.identities import Identity
 from app.gate.claims import HostClaims
 from app.gate.token import HOST_CLASSES, USER_CLASSES, Classes
@@ -52,9 +53,20 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
 
 
 async def client_of(service: Service, request: Request[Any, Any, Any], headers: Headers) -> Client:
-    """Who asks for tokens: a client by its credential, or a user by the token of its login."""
+    """Who asks for tokens: a client by its secret or its key, or a user by the token of its login.
+
+    A request without a form has no parameter for an assertion (RFC 7523), so it comes as a bearer token does.
+    """
     if headers.get("authorization", "").partition(" ")[0].lower() != "bearer":
         return await service.clients.authenticate(request, headers, {})
+    shown = bearer_token(headers)
+    if is_assertion(shown):
+        form = {"client_assertion": shown, "client_assertion_type": ASSERTION_TYPE}
+        try:
+            return await service.clients.authenticate(request, {}, form)
+        except OAuthError as error:
+            error.challenge = INVALID_TOKEN  # of the scheme it came by
+            raise
     caller, identity = await _identified(service, headers, USER_CLASSES)
     return Client(identity, caller.claims.jti, caller.claims.exp)
 

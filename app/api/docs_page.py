@@ -18,6 +18,7 @@ POLICY: Final = (
 _SHOWN: Final = {
     "bearer": "Authorization: Bearer TRIGGER_TOKEN", "user": "Authorization: Bearer USER_TOKEN",
     "host": "Authorization: Bearer HOST_TOKEN", "client": "Authorization: Basic NAME:SECRET",
+    "assertion": "Authorization: Bearer CLIENT_ASSERTION",
 }  # fmt: skip
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}

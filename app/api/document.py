@@ -43,6 +43,13 @@ def document(app: Litestar) -> dict[str, Any]:
                 "user": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a user token"},
                 "host": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a host's token"},
                 "client": {"type": "http", "scheme": "basic", "description": "an identity and its secret"},
+                "assertion": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "a JWT signed with an identity's own key (RFC 7523 section 3), good for one "
+                    "request: `iss` and `sub` its name, `aud` our issuer, `jti`, `exp` within five minutes",
+                },
             },
         },
     }

@@ -15,6 +15,7 @@ from app.api.requests import JSON, Headers, body_of
 FORM: Final = "application/x-www-form-urlencoded"
 FORM_MAX_BYTES: Final = 65_536
 PARAMETERS_MAX: Final = 32
+BASIC: Final = 'Basic realm="tollgate", charset="UTF-8"'  # RFC 7617
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 section 5.1
 
 Form = dict[str, str]
@@ -37,13 +38,14 @@ class OAuthError(Exception):
     ) -> None:  # fmt: skip
         super().__init__(error)
         self.retry_after_s = retry_after_s
+        self.challenge = BASIC
         self.error, self.description, self.reason, self.status = error, description, reason, status
 
     def response(self) -> Response[bytes]:
         document = {"error": self.error, "error_description": _ascii(self.description), "reason": self.reason}
         headers = dict(NO_STORE)
         if self.status == 401:
-            headers["WWW-Authenticate"] = 'Basic realm="tollgate", charset="UTF-8"'
+            headers["WWW-Authenticate"] = self.challenge
         if self.status == 429:
             headers["Retry-After"] = str(self.retry_after_s)
         body = orjson.dumps({name: value for name, value in document.items() if value is not None})

@@ -148,8 +148,8 @@ GET_JWKS: Final[Operation] = {
     "summary": "The public keys that tokens of this deployment are signed with (RFC 7517)",
     "responses": {"200": {"description": "a JWK Set", **_content(JWKS, _ref("JWKSet"))}, **_refusals(404, 431, 500)},
 }
-_CLIENT: Final[list[dict[str, list[str]]]] = [{"client": []}]
-_CLIENT_OR_FORM: Final = [*_CLIENT, {}]  # or a secret or an assertion in the form
+_CLIENT: Final[list[dict[str, list[str]]]] = [{"client": []}, {"assertion": []}]
+_CLIENT_OR_FORM: Final[list[dict[str, list[str]]]] = [{"client": []}, {}]  # or a secret or an assertion in the form
 _CLIENT_FORM: Final = {
     "client_id": {"type": "string"}, "client_secret": {"type": "string"},
     "client_assertion": {"type": "string", "description": "a JWT signed with the client's key (RFC 7523)"},

@@ -12,6 +12,7 @@ from app.gate.reasons import BY_CODE
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE: Final = "urn:tollgate:problem:"  # and the code
 RETRY_AFTER_S: Final = 1
+INVALID_TOKEN: Final = 'Bearer error="invalid_token"'  # noqa: S105 - RFC 6750 section 3
 
 
 class Fault(NamedTuple):
@@ -83,7 +84,7 @@ def _headers(status: int, code: str, *, transient: bool) -> dict[str, str]:
     headers = {"Retry-After": str(RETRY_AFTER_S)} if transient or status == 503 else {}
     match status:
         case 401:  # RFC 6750 section 3: no error code where no token was shown
-            headers["WWW-Authenticate"] = "Bearer" if code == "token_missing" else 'Bearer error="invalid_token"'
+            headers["WWW-Authenticate"] = "Bearer" if code == "token_missing" else INVALID_TOKEN
         case 403 if code not in OF_CLIENTS:
             headers["WWW-Authenticate"] = 'Bearer error="insufficient_scope"'
     return headers

@@ -1,7 +1,7 @@
 """Tokens and revocations for those who may have them: issue, list what is still out, take back.
 
-A client is authenticated as at the OAuth endpoints, by HTTP Basic; a person shows the user token of a login. Either
-sees and takes back its own tokens alone: those it asked for and those that speak for it.
+A client is authenticated by HTTP Basic, or by an assertion as bearer token; a person shows the user token of a login.
+Either sees and takes back its own tokens alone: those it asked for and those that speak for it.
 """
 
 from __future__ import annotations

@@ -48,6 +48,12 @@ def kid_of(unverified_assertion: str) -> str:
     return kid if isinstance(kid, str) else ""
 
 
+def is_assertion(unverified_token: str) -> bool:
+    """Whether a text says of itself that it is an assertion, and not a token of ours, whose typ names its class."""
+    read = read_jws(unverified_token)
+    return not isinstance(read, Rejected) and not isinstance(read[1], JSONRefused) and read[1][2] in TYPES
+
+
 def check_assertion(
     identity: Identity | None, unverified_assertion: str, audiences: Collection[str], now_s: int, grace_s: int
 ) -> Proven | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -39,13 +40,13 @@ class Authority:
         file.write_text(text)
         self.tollgate(command, "apply", str(file))
 
-    def identity(self, jobs: str = JOB, **members: Any) -> tuple[str, str]:
+    def identity(self, jobs: str = JOB, *, secret: bool = True, **members: Any) -> tuple[str, str]:
         """Name and secret of a new identity that may have one-shot and webhook tokens for a job, up to an hour."""
         named = secrets.token_hex(4)
         self.apply("policy", f'[roles.r{named}]\nallow = [{{ jobs = ["{jobs}"], max_lifetime_s = 3600 }}]\n')
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in members.items())
         self.apply("identities", f'[identities."svc:{named}"]\nroles = ["r{named}"]\n{lines}')
-        return f"svc:{named}", self.tollgate("identities", "rotate", f"svc:{named}")
+        return f"svc:{named}", self.tollgate("identities", "rotate", f"svc:{named}") if secret else ""
 
     def issuance(self, identity: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.tollgate("audit", "issuance", "--identity", identity).splitlines()]
@@ -108,6 +109,20 @@ def test_a_client_may_show_its_secret_in_the_form_or_an_assertion_once(authority
     authority.token((name, secret))
     answer = authority.ask(None, scope=f"job:{JOB}", client_id=name, client_secret=secret)
     assert answer.status_code == 200, answer.text
+    assertion = signing(authority, name)
+    deadline = time.monotonic() + 10
+    while authority.ask(None, scope=f"job:{JOB}", **assertion()).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    shown = assertion()
+    assert authority.ask(None, scope=f"job:{JOB}", **shown).status_code == 200
+    assert error(authority.ask(None, scope=f"job:{JOB}", **shown)) == (401, "invalid_client", "client_unauthenticated")
+    wrong = assertion(aud="https://elsewhere")
+    assert error(authority.ask(None, scope=f"job:{JOB}", **wrong)) == (401, "invalid_client", "client_unauthenticated")
+
+
+def signing(authority: Authority, name: str) -> Callable[..., dict[str, str]]:
+    """Gives an identity a key, and makes its assertions as parameters of a form; a claim may be changed."""
     private = ec.generate_private_key(ec.SECP256R1())
     public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key()))
     file = authority.deployment.directory / "client.json"
@@ -120,15 +135,34 @@ def test_a_client_may_show_its_secret_in_the_form_or_an_assertion_once(authority
         text = jwt.encode(claims | changed, private, "ES256", headers={"kid": "c1"})
         return {"client_assertion": text, "client_assertion_type": ASSERTION_TYPE}
 
+    return assertion
+
+
+def test_a_client_that_has_only_a_key_issues_lists_and_takes_back(authority: Authority) -> None:
+    name, _ = authority.identity(secret=False)
+    assertion = signing(authority, name)
+
+    def proof() -> dict[str, str]:
+        return {"authorization": f"Bearer {assertion()['client_assertion']}"}
+
+    tokens, body = f"{authority.url}/v1/tokens", {"jobs": [JOB], "lifetime_s": 60}
     deadline = time.monotonic() + 10
-    while authority.ask(None, scope=f"job:{JOB}", **assertion()).status_code != 200:
-        assert time.monotonic() < deadline
+    while (answer := httpx.post(tokens, json=body, headers=proof(), timeout=40)).status_code != 201:
+        assert (answer.status_code, time.monotonic() < deadline) == (401, True), answer.text
         time.sleep(0.3)
-    shown = assertion()
-    assert authority.ask(None, scope=f"job:{JOB}", **shown).status_code == 200
-    assert error(authority.ask(None, scope=f"job:{JOB}", **shown)) == (401, "invalid_client", "client_unauthenticated")
-    wrong = assertion(aud="https://elsewhere")
-    assert error(authority.ask(None, scope=f"job:{JOB}", **wrong)) == (401, "invalid_client", "client_unauthenticated")
+    jti = answer.json()["jti"]
+    while jti not in [each["jti"] for each in httpx.get(tokens, headers=proof()).json()["tokens"]]:
+        assert time.monotonic() < deadline
+    revoking = {"json": {"selector": "jti", "value": jti}, "headers": proof()}
+    revocations = f"{authority.url}/v1/revocations"
+    assert httpx.post(revocations, **revoking).status_code == 201  # type: ignore[arg-type]
+    again = httpx.post(revocations, **revoking)  # type: ignore[arg-type]
+    assert error(again) == (401, "invalid_client", "client_unauthenticated")
+    assert again.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+    assert Emitter(authority.url, answer.json()["token"]).decided(JOB)["reason"] == "token_revoked"
+    # Good where a client proves itself, and nowhere else.
+    elsewhere = httpx.get(f"{authority.url}/v1/me", headers=proof())
+    assert (elsewhere.status_code, elsewhere.json()["reason"]) == (401, "token_type_invalid")
 
 
 def test_a_standard_client_library_gets_a_token_and_triggers_a_job_with_it(authority: Authority) -> None:

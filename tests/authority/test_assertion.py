@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.authority.assertion import LIFETIME_MAX_S, Proven, check_assertion, named_by
+from app.authority.assertion import LIFETIME_MAX_S, Proven, check_assertion, is_assertion, named_by
 from app.authority.identities import ClientKey, Identity
 from tests.support.jose import ABSENT, changed
 from tests.support.tokens import NOW_S, OTHER, PRIVATE, public_jwk, signed
@@ -31,6 +31,14 @@ def test_a_good_assertion_proves_its_client():
     assert named_by(assertion()) == "svc:ci"
     assert checked(assertion()) == Proven("k1", "a1", NOW_S + 60)
     assert checked(assertion({"typ": ABSENT}, aud=[AUDIENCE], iat=ABSENT)) is not None
+
+
+def test_an_assertion_is_told_from_a_token_by_its_typ():
+    for typ in (ABSENT, "JWT", "client-authentication+jwt"):
+        assert is_assertion(assertion({"typ": typ}))
+    for typ in ("trigger+jwt", "user+jwt", "host+jwt", "at+jwt", 7, {}):
+        assert not is_assertion(assertion({"typ": typ}))
+    assert not any(is_assertion(text) for text in ("", "x", "ref:x", "a.b.c"))
 
 
 @pytest.mark.parametrize(
