@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, cast
 
 import orjson
-from litestar import Litestar, Request, Response, get
+from litestar import HttpMethod, Litestar, Request, Response, get, route
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPResponseBodyEvent, HTTPScope, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api import bearers, docs_page, keys, oauth, reading, tokens, triggers
@@ -98,11 +99,34 @@ def _keys(service: Service) -> ASGIResponse:
 
 def _application(handlers: Sequence[HTTPRouteHandler]) -> Litestar:
     return Litestar(
-        handlers, openapi_config=None, logging_config=None, debug=False,
+        [*_options(handlers), *handlers], openapi_config=None, logging_config=None, debug=False,
         exception_handlers={
             Problem: _problem, OAuthError: _of_oauth, HTTPException: _of_framework, Exception: _unexpected,
         },
     )  # fmt: skip
+
+
+def _options(handlers: Sequence[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
+    """What each path takes, of all its routes together: the framework tells of the first one."""
+    taken: dict[str, set[str]] = {}
+    for handler in handlers:
+        for path in handler.paths:
+            taken.setdefault(path, {"OPTIONS"}).update(handler.http_methods)
+    return [_options_of(path, methods) for path, methods in taken.items()]
+
+
+def _options_of(path: str, methods: Iterable[str]) -> HTTPRouteHandler:
+    @route(path, http_method=HttpMethod.OPTIONS)
+    async def options() -> ASGIResponse:
+        return ASGIResponse(status_code=204, headers={"Allow": _allow(methods)})
+
+    return options
+
+
+def _allow(methods: Iterable[str]) -> str:
+    """The header Allow: whatever takes GET takes HEAD."""
+    named = set(methods)
+    return ", ".join(sorted(named | {"HEAD"} if "GET" in named else named))
 
 
 def _problem(_request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
@@ -117,7 +141,10 @@ def _of_framework(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     code = _OF_STATUS.get(error.status_code)
     if code is None:
         return _unexpected(request, error)
-    return problem_response(Problem(code, headers=error.headers))
+    headers = {name.title(): value for name, value in (error.headers or {}).items()}
+    if "Allow" in headers:
+        headers["Allow"] = _allow(headers["Allow"].split(", "))
+    return problem_response(Problem(code, headers=headers))
 
 
 def _unexpected(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -137,6 +164,7 @@ class Edge:
             return
         began = time.perf_counter()
         status = 0
+        method = _method(scope)
 
         async def told(message: Message) -> None:
             nonlocal status
@@ -148,12 +176,34 @@ class Edge:
         app: Any = self._app
         if _size_of(scope) > self._max:
             app = problem_answer(Problem("headers_too_large", headers={"Connection": "close"}))
+        if method == "HEAD":
+            # A copy: the server, which has the original, sends no body of its own accord.
+            scope = cast("HTTPScope", {**scope, "method": "GET"})
+            receive, send = _headers_alone(send)
         try:
             await app(scope, receive, told)
         finally:
             if status:
-                route = str(scope.get("path_template", "-"))
-                HTTP_SECONDS.labels(_method(scope), route, status).observe(time.perf_counter() - began)
+                path = str(scope.get("path_template", "-"))
+                HTTP_SECONDS.labels(method, path, status).observe(time.perf_counter() - began)
+
+
+def _headers_alone(send: Send) -> tuple[Receive, Send]:
+    """To answer HEAD as GET without its body (RFC 9110 section 9.3.2): a stream without end ends with its headers."""
+    answered = asyncio.Event()
+
+    async def gone() -> HTTPReceiveMessage:
+        await answered.wait()
+        return {"type": "http.disconnect"}
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            end: HTTPResponseBodyEvent = {"type": "http.response.body", "body": b"", "more_body": False}
+            await send(message)
+            await send(end)
+            answered.set()
+
+    return gone, told
 
 
 def _size_of(scope: HTTPScope) -> int:

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import orjson
 
+from app.api.forms import ErrorCode
 from app.api.problems import FAULTS, Fault
+from app.authority.decide import DENIALS
 from app.gate.reasons import REASONS, Reason
 
 # Nothing may be loaded, run or framed; the one style stands in the page.
@@ -20,6 +22,24 @@ _SHOWN: Final = {
     "host": "Authorization: Bearer HOST_TOKEN", "client": "Authorization: Basic NAME:SECRET",
     "assertion": "Authorization: Bearer CLIENT_ASSERTION",
 }  # fmt: skip
+_PROBLEMS: Final = (
+    "Answers of 400 and above are <code>application/problem+json</code>, with a reason, but for those of OAuth:"
+)
+_OF_OAUTH: Final = (
+    "What an endpoint of OAuth refuses as such, and a client that proves nothing, wherever it does, is told as OAuth "
+    "has it: <code>application/json</code> with <code>error</code>, <code>error_description</code> and, where there is "
+    "one, <code>reason</code>: of the table above, or why no token is issued. The status is 400; 401 or 429 for "
+    "<code>invalid_client</code>."
+)
+_ERRORS: Final[dict[ErrorCode, str]] = {
+    "invalid_request": "malformed, or two credentials at once; or the token handed over cannot be exchanged",
+    "invalid_client": "no such client, or not its credential; 429: it has failed too often and has to wait",
+    "unauthorized_client": "the token to be taken back is not the client's",
+    "unsupported_grant_type": "neither client_credentials nor token exchange",
+    "invalid_scope": "more than the client may have, or than the token handed over says",
+    "invalid_target": "another audience or resource than this deployment's",
+    "invalid_authorization_details": "not one well-formed object of type job_trigger",
+}
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 code,pre{font:13px/1.45 ui-monospace,monospace;background:#f3f4f6;border-radius:4px;padding:.1em .3em}
@@ -37,7 +57,7 @@ def page(document: Mapping[str, Any]) -> bytes:
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>{escape(info['title'])} {escape(info['version'])}</title><style>{_STYLE}</style>",
         f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1><p>{escape(info['summary'])} ",
-        "Machines read <a href=/openapi.json>/openapi.json</a>.</p>",
+        f"{escape(info['description'])} Machines read <a href=/openapi.json>/openapi.json</a>.</p>",
         *(
             part
             for path, operations in document["paths"].items()
@@ -46,8 +66,12 @@ def page(document: Mapping[str, Any]) -> bytes:
         ),
         "<h2>Schemas</h2>",
         *(f"<h3>{escape(name)}</h3><pre>{_json(schema)}</pre>" for name, schema in _shown(document).items()),
-        "<h2>Problems</h2><p>Answers of 400 and above are <code>application/problem+json</code>, with a reason:</p>",
+        f"<h2>Problems</h2><p>{_PROBLEMS}</p>",
         _table(("reason", "status", "means", "what to do"), _reasons()),
+        f"<h2>Errors of OAuth</h2><p>{_OF_OAUTH}</p>",
+        _table(("error", "means"), _ERRORS.items()),
+        "<h2>Why no token is issued</h2>",
+        _table(("reason or denial", "means", "what to do"), DENIALS),
         "</html>",
     ]
     return "".join(parts).encode()

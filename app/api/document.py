@@ -14,7 +14,7 @@ from app import __version__
 from app.api import problems
 from app.api.bodies import ListedToken, RevocationWanted, TokenWanted
 from app.api.forms import ErrorCode
-from app.api.operations import COMPONENTS, OPERATION
+from app.api.operations import COMPONENTS, METHOD_NOT_ALLOWED, OPERATION
 from app.gate.explain import Explanation
 from app.gate.records import Receipt
 
@@ -32,12 +32,15 @@ def document(app: Litestar) -> dict[str, Any]:
             "title": "Tollgate",
             "version": __version__,
             "summary": "Token-gated job triggers: one trigger, one job, exactly once.",
+            "description": "A path answers HEAD wherever it answers GET, and OPTIONS; a method that it does not take "
+            "is 405, as the response MethodNotAllowed has it. The header Allow says which it takes.",
             "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
         },
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": _schemas(),
+            "responses": {"MethodNotAllowed": METHOD_NOT_ALLOWED},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a trigger token"},
                 "user": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "a user token"},

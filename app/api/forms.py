@@ -19,11 +19,9 @@ BASIC: Final = 'Basic realm="tollgate", charset="UTF-8"'  # RFC 7617
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 section 5.1
 
 Form = dict[str, str]
-# What an endpoint of OAuth may say, and no more: clients know these.
+# All that an endpoint of OAuth says here, by RFC 6749 section 5.2 and those that add to it: clients know no others.
 ErrorCode = Literal[
-    "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type",
-    "invalid_scope",  # RFC 6749 section 5.2
-    "unsupported_token_type",  # RFC 7009 section 2.2.1
+    "invalid_request", "invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope",
     "invalid_target",  # RFC 8693 section 2.2.2
     "invalid_authorization_details",  # RFC 9396 section 5
 ]  # fmt: skip

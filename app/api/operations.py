@@ -48,6 +48,11 @@ _STATUS: Final = {
     429: "too many failures; Retry-After says when",
     431: "headers too large", 500: "the deployment failed on this", 503: "not now; Retry-After says when",
 }  # fmt: skip
+METHOD_NOT_ALLOWED: Final[Operation] = {
+    "description": "the path does not take that method",
+    "headers": {"Allow": {"description": "those that it takes", "required": True, "schema": {"type": "string"}}},
+    **_content(PROBLEM, _ref("Problem")),
+}
 # Which class of token is taken where: the names are those of the document's security schemes. Everything else there is
 # answered by `wrong_client_class`.
 _TOKEN: Final[list[dict[str, list[str]]]] = [{"bearer": []}]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
 
+from app.api.forms import ErrorCode
+from app.api.problems import FAULTS
+from app.authority.decide import DENIALS
 from app.gate.reasons import REASONS
 from tests.api.closed import Closed, closed_door
 
@@ -56,9 +60,44 @@ def test_the_page_shows_every_route_and_reason_and_fetches_nothing(door: Closed)
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     for _, path in ROUTES:
         assert f"<code>{path}</code>" in answer.text
-    for reason in REASONS:
-        assert f"<td>{reason.code}<" in answer.text
+    for code in (*(each.code for each in (*REASONS, *FAULTS, *DENIALS)), *get_args(ErrorCode)):
+        assert f"<td>{code}<" in answer.text
     assert not re.search(
         r"<(script|link|img|iframe)\b|\bsrc=|url\(|@import|https?://", answer.text.replace("http://", "")
     )
     assert answer.text.count("<a ") == 1
+
+
+def test_each_path_says_what_it_takes_and_refuses_the_rest(door: Closed) -> None:
+    named = httpx.get(f"{door.url}/openapi.json").json()["components"]["responses"]["MethodNotAllowed"]
+    assert named["headers"]["Allow"]["required"] is True
+    with httpx.Client(base_url=door.url) as client:
+        for path in {path for _, path in ROUTES}:
+            takes = {method.upper() for method, at in ROUTES if at == path}
+            allow = ", ".join(sorted(takes | {"OPTIONS"} | ({"HEAD"} if "GET" in takes else set())))
+            concrete = path.replace("{job}", "reports/nightly").replace("{trigger_id}", "0-1")
+            options = client.options(concrete)
+            assert (options.status_code, options.content, options.headers["allow"]) == (204, b"", allow), path
+            for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"} - set(
+                allow.split(", ")
+            ):
+                refused = client.request(method, concrete)
+                assert (refused.status_code, refused.headers["allow"]) == (405, allow), (method, path)
+                assert refused.headers["content-type"] == "application/problem+json"
+                assert method == "HEAD" or refused.json()["reason"] == "method_not_allowed"
+
+
+def test_head_is_answered_as_get_without_its_body(door: Closed) -> None:
+    door.jwks_file.write_text('{"keys": []}')
+    with httpx.Client(base_url=door.url) as client:
+        for path in sorted(path.replace("{trigger_id}", "0-1") for method, path in ROUTES if method == "get"):
+            get, head = client.get(path), client.head(path)
+            assert (head.status_code, head.content) == (get.status_code, b""), path
+            assert get.content
+            assert told(head) == told(get), path
+        assert client.head("/nothing").status_code == 404
+    assert httpx.head(f"{door.internal_url}/livez").status_code == 200
+
+
+def told(answer: httpx.Response) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name != "date"}

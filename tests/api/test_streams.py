@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,9 +104,9 @@ async def test_one_who_is_revoked_while_resuming_is_told_no_more() -> None:
     assert [event async for event in events] == []
 
 
-async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_than_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@asynccontextmanager
+async def a_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Receipts, str]]:
+    """Its receipts and the address of their stream, with three places for each emitter and five in all."""
     monkeypatch.setattr(reading, "EMITTER_STREAMS_MAX", 3)
     service = unconnected(tmp_path, streams_max=5)
     service.tables = tables()
@@ -114,9 +115,30 @@ async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_th
     task = asyncio.create_task(serving.serve([listener]))
     while not serving.started:  # noqa: ASYNC110 - it has no event for it
         await asyncio.sleep(0.01)
-    url = f"http://{server._address(listener)}/v1/receipts/stream"
-    one, two = ({"authorization": f"Bearer {token(claims=live(sub=sub))}"} for sub in ("service:ci", "service:other"))
-    async with httpx.AsyncClient(timeout=10) as client:
+    yield service.receipts, f"http://{server._address(listener)}/v1/receipts/stream"
+    serving.should_exit = True
+    service.receipts.let_go()
+    await task
+    await service.cluster.stop()
+
+
+def bearer(sub: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token(claims=live(sub=sub))}"}
+
+
+async def all_given_back(receipts: Receipts) -> bool:
+    for _ in range(500):
+        if receipts.subscriptions("") == (0, 0):
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_than_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = bearer("service:ci"), bearer("service:other")
+    async with a_door(tmp_path, monkeypatch) as (receipts, url), httpx.AsyncClient(timeout=10) as client:
         opened = [client.send(client.build_request("GET", url, headers=who), stream=True) for who in [one] * 8]
         answers = list(await asyncio.gather(*opened))
         assert sorted(answer.status_code for answer in answers) == [200] * 3 + [503] * 5
@@ -125,12 +147,16 @@ async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_th
         assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 11
         for answer in answers:
             await answer.aclose()
-        for _ in range(500):
-            if service.receipts.subscriptions("") == (0, 0):
-                break
-            await asyncio.sleep(0.01)
-    assert service.receipts.subscriptions("") == (0, 0)
-    serving.should_exit = True
-    service.receipts.let_go()
-    await task
-    await service.cluster.stop()
+        assert await all_given_back(receipts)
+
+
+async def test_who_asks_for_the_headers_of_a_stream_gets_them_and_keeps_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_door(tmp_path, monkeypatch) as (receipts, url), httpx.AsyncClient(timeout=10) as client:
+        for _ in range(10):
+            head = await client.head(url, headers=bearer("service:ci"))
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-type"].startswith("text/event-stream")
+            assert await all_given_back(receipts)
+        assert (await client.head(url)).status_code == 401
