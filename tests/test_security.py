@@ -1,10 +1,12 @@
 """SECURITY.md names tests that exist, a row of it does not go without, and the table of access is everywhere the same."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from app.registry import define
 from app.stream.access import ROLES
 from app.stream.topics import Topic
 from tests.support.named import functions_of
@@ -27,7 +29,7 @@ def tables():
 
 def test_every_claim_threat_and_compromise_names_its_test_or_says_that_there_is_none():
     claims = [rows for rows in tables() if not rows[0].startswith(NONE_NEEDED)]
-    assert len(claims) == 6
+    assert len(claims) == 8
     for rows in claims:
         for row in rows[2:]:
             assert "::test_" in row or "none: " in row, row
@@ -46,6 +48,16 @@ def test_who_is_compromised_covers_every_role_and_more():
 def test_every_topic_is_an_asset_or_named_where_access_is():
     for topic in Topic:
         assert f"`{topic}`" in TEXT
+
+
+def test_what_authors_of_jobs_are_shown_is_there_and_good():
+    (shown,) = re.findall(r"^```toml\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE)
+    ours = {"issuer": "https://issuer.example", "org_id": "acme"}
+    for kind, definitions in tomllib.loads(shown).items():
+        for name, table in definitions.items():
+            assert define(kind, name, (ours if kind == "identities" else {}) | table).warnings == ()
+    for target in re.findall(r"\]\((?!#)([^)]+)\)", TEXT):
+        assert (TESTS.parent / target).exists(), target
 
 
 def test_there_is_no_address_to_write_to():

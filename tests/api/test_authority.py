@@ -59,7 +59,7 @@ class Authority:
 
     def token(self, client: tuple[str, str], **form: str) -> str:
         deadline = time.monotonic() + 10
-        while (answer := self.ask(client, scope=f"job:{JOB}", **form)).status_code == 401:  # not there yet
+        while (answer := self.ask(client, **{"scope": f"job:{JOB}"} | form)).status_code == 401:  # not there yet
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert answer.status_code == 200, answer.text

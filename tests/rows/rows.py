@@ -329,6 +329,10 @@ ROWS: dict[str, Row] = {
         f"{S}::test_an_unknown_setting_stops_every_start_and_a_secret_of_the_wrong_kind_is_not_repeated",
         "/test_trust.py::test_a_secret_of_the_settings_is_honoured_where_the_dangerous_setting_names_it_alone",
     ), note="execution_token_max_lifetime is taken and bounded; tokens of runs come with runs"),
+    "N-05": Row((
+        "/api/test_children.py::test_a_job_starts_each_of_its_children_once_by_a_token_that_can_do_no_more",
+        "/test_security.py::test_what_authors_of_jobs_are_shown_is_there_and_good",
+    ), note="the tokens part: reads its job, makes children; secrets, data sets and credentials come with runs"),
     "N-07": _in(N, "test_the_six_terms_are_in_the_readme_and_their_words_in_the_schemas"),
     "N-08": _in(
         N, "test_the_top_level_has_the_names_agreed", "test_the_packages_agreed_are_dependencies_and_faust_only_of_the_bench",

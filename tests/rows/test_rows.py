@@ -20,7 +20,7 @@ REQUIRED = [
     *(f"K-{number:02}" for number in range(1, 8)),
     *(f"O-{number:02}" for number in (1, 2, 3, 5, 7)),
     *(f"M-{number:02}" for number in (1, 7, 10, 11)),
-    *(f"N-{number:02}" for number in (1, 2, 4, 7, 8)),
+    *(f"N-{number:02}" for number in (1, 2, 4, 5, 7, 8)),
     *(f"X-{number:02}" for number in (1, 2, 3, 5, 8, 10, 11, 13, 14, 18, 19, 22, 26, 30)),
     *(f"MS{number}" for number in (1, 2, 3, 15)),
 ]
