@@ -243,6 +243,8 @@ GET_TOKENS: Final[Operation] = {
     "operationId": "tokens",
     "tags": ["authority"],
     "summary": "The client's tokens that may still be out, by fingerprint",
+    "description": "One-shot tokens that have started their job are left out, unless very much was decided since they "
+    "were issued: introspection tells in any case.",
     "security": [*_CLIENT, *_USER],
     "parameters": [
         {"name": name, "in": "query", "schema": _TEXT, "description": f"only of this {name}"}

@@ -6,16 +6,22 @@ A used one is of no use to who gets hold of it: the same request again names the
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
 from typing import Final
 
 from aiokafka.errors import KafkaError
 
 from app.api.problems import Problem
+from app.authority.records import Issued
 from app.gate.claims import Claims
-from app.gate.idempotency import home_lane, of_one_shot
+from app.gate.idempotency import JTI_DIGEST_BYTES, home_lane, jti_identity, jti_scope, of_one_shot, unpack
 from app.stream.cluster import Cluster
 
 TIMEOUT_S: Final = 5.0
+LOOK_MAX: Final = 10_000  # offsets of the table, of all lanes, that one listing looks through
+LOOK_TIMEOUT_S: Final = 2.0
 AT_ONCE: Final = 4
 CLOCKS_DIFFER_MS: Final = 120_000  # tokens bear the issuer's time, the table the broker's
 
@@ -26,6 +32,7 @@ class Used:
     def __init__(self, cluster: Cluster, topic: str, lanes: int) -> None:
         self._cluster, self._topic, self._lanes = cluster, topic, lanes
         self._free = asyncio.Semaphore(AT_ONCE)
+        self._known: dict[str, int] = {}  # jtis that were found used, and when they expire
 
     async def was(self, claims: Claims) -> bool:
         """Whether it has become a run. Raises Problem when that cannot be told in time."""
@@ -47,3 +54,36 @@ class Used:
                 return found
         except (TimeoutError, KafkaError):
             raise Problem("not_ready", "whether the token was used cannot be told now") from None
+
+    async def among(self, issued: Iterable[Issued]) -> set[str]:
+        """The jtis of one-shot tokens that have become a run, as far as that is told cheaply.
+
+        Where more was decided since the oldest of them was issued, or Kafka does not answer, it is those that were
+        found before: a used token that is taken for one that may be out does no harm.
+        """
+        asked = [each for each in issued if each.uses == "once" and each.jti not in self._known]
+        if asked:
+            with contextlib.suppress(TimeoutError, KafkaError, ValueError):  # ValueError: entries of a later version
+                async with asyncio.timeout(LOOK_TIMEOUT_S), self._free:
+                    await self._look_for(asked)
+        return set(self._known)
+
+    async def _look_for(self, asked: list[Issued]) -> None:
+        wanted = {jti_identity(jti_scope(each.issuer), each.jti)[:JTI_DIGEST_BYTES]: each for each in asked}
+        since_ms = max(min(each.issued_at_ms for each in asked) - CLOCKS_DIFFER_MS, 0)
+        spans = []
+        for lane in range(self._lanes):
+            partition = (self._topic, lane)
+            first = await self._cluster.first_since(partition, since_ms)
+            if first is not None:
+                spans.append((partition, first[1], (await self._cluster.watermarks(partition)).high))
+        if sum(high - first for _, first, high in spans) > LOOK_MAX:
+            return
+        now_s = int(time.time())
+        self._known = {jti: expires_s for jti, expires_s in self._known.items() if expires_s > now_s}
+        for partition, start, high in spans:
+            async for chunk, _ in self._cluster.read(partition, start, high):
+                for record in chunk:
+                    found = None if record.value is None else wanted.get(unpack(record.value).jti_digest)
+                    if found is not None:
+                        self._known[found.jti] = found.expires_at_s

@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from app.api import issuing
+from app.api import used as used_module
 from app.api.clients import Client
 from app.api.issuing import Issuing, Refusals, Wanted
 from app.api.problems import Problem
+from app.api.used import Used
 from app.authority.decide import IssueRequest, unauthenticated
 from app.authority.identities import Identity
 from app.authority.records import Issued, issue_denied
 from app.authority.roles import Allow, Role
+from app.gate.idempotency import jti_identity, jti_scope, pack
 from app.issuer.keystore import LOCK_FILE, STATE_FILE, Keystore
 from app.issuer.mint import Minted
+from app.stream.log import Watermarks
 from tests.api.closed import unconnected
 
 
@@ -141,3 +147,55 @@ async def test_a_view_that_is_behind_issues_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(Problem) as refused:
         await made.issue(CLIENT, WANTED)
     assert (refused.value.code, written) == ("not_ready", [])
+
+
+class Table:
+    """Two lanes of a changelog in which these tokens are used, one a lane, behind so many other entries."""
+
+    def __init__(self, jtis: list[str], others: int) -> None:
+        scope = jti_scope("https://i")
+        digests = [jti_identity(scope, jti)[:8] for jti in (*["x"] * others, *jtis)]
+        entry = [pack(bytes(16), bytes(16), digest, 0, 0, 0, 0) for digest in digests]
+        self._lanes = [[*entry[:others], each] for each in entry[others:]]
+        self.read_from: list[int] = []
+
+    async def first_since(self, partition: tuple[str, int], _since_ms: int) -> tuple[int, int] | None:
+        return (0, 0) if partition[1] < len(self._lanes) else None
+
+    async def watermarks(self, partition: tuple[str, int]) -> Watermarks:
+        return Watermarks(0, len(self._lanes[partition[1]]))
+
+    async def read(self, partition: tuple[str, int], start: int, end: int) -> AsyncIterator[tuple[list[Any], int]]:
+        self.read_from.append(partition[1])
+        entries = self._lanes[partition[1]][start:end]
+        yield [SimpleNamespace(value=value) for value in (None, *entries)], end
+
+
+async def used(table: Table, records: list[Issued], lanes: int = 4) -> set[str]:
+    return await Used(table, "idempotency", lanes).among(records)  # type: ignore[arg-type]
+
+
+def one_shot(jti: str, **changed: Any) -> Issued:
+    return msgspec.structs.replace(msgspec.json.decode(record(jti), type=Issued), **changed)
+
+
+async def test_used_ones_are_looked_for_in_what_was_decided_since_and_no_further_than_is_cheap() -> None:
+    asked = [one_shot("a"), one_shot("b"), one_shot("c"), one_shot("d", uses="many")]
+    assert await used(Table(["a", "d"], 10), asked) == {"a"}
+    much = Table(["a", "b"], used_module.LOOK_MAX // 2)
+    assert await used(much, asked) == set()
+    assert much.read_from == []
+
+
+async def test_what_was_found_used_stays_so_and_is_not_looked_for_again() -> None:
+    table = Table(["a", "b"], 10)
+    looking = Used(table, "idempotency", 4)  # type: ignore[arg-type]
+    assert await looking.among([one_shot("a"), one_shot("b")]) == {"a", "b"}
+    assert await looking.among([one_shot("a"), one_shot("b")]) == {"a", "b"}
+    assert table.read_from == [0, 1]
+
+
+async def test_a_table_that_cannot_be_read_hides_no_token() -> None:
+    table = Table(["a"], 1)
+    table._lanes[0][0] = b"of a later version"
+    assert await used(table, [one_shot("a")]) == set()

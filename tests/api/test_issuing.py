@@ -76,6 +76,25 @@ def listed(authority: Authority, client: Client, door: int = 0) -> set[str]:
     return {row["jti"] for row in answer.json()["tokens"]}
 
 
+@pytest.mark.parametrize("key", [None, "order-7"])
+def test_a_one_shot_token_is_listed_until_it_has_started_its_job(
+    authority: Authority, client: Client, key: str | None
+) -> None:
+    used, unused, many = (
+        issued(authority, client, uses=uses, idempotency_key=key) for uses in ("once", "once", "many")
+    )
+    jtis = {each["jti"] for each in (used, unused, many)}
+    deadline = time.monotonic() + 20
+    while not jtis <= listed(authority, client):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # Of two with one key only the one that was shown is gone.
+    assert decided(authority, used["token"]) == "accepted"
+    assert decided(authority, many["token"]) == ("accepted" if key is None else "duplicate")
+    for door in (0, 1):
+        assert jtis & listed(authority, client, door) == {unused["jti"], many["jti"]}
+
+
 def test_a_handle_is_as_good_as_a_token_at_once_and_stands_nowhere(authority: Authority, client: Client) -> None:
     told = issued(authority, client, reference=True, params={"region": "eu"})
     handle, digest = told["token"], hashlib.sha256(told["token"].encode()).hexdigest()

@@ -96,11 +96,11 @@ ROWS: dict[str, Row] = {
         "/api/test_delegation.py::test_exchanged_tokens_and_every_record_that_they_leave_fit_their_schemas",
     )),
     "X-22": Row(("/api/test_triggers.py::test_the_same_token_and_event_get_the_same_receipt_by_kafka_and_by_http",)),
-    "T-18": _in(
-        C, "test_a_one_time_token_is_gone_once_it_has_started_its_job",
-        "test_introspection_tells_the_class_and_nothing_once_the_token_is_gone",
-        note="class and introspection, from the acceptance of its job on; its end, and a token of its own, come with runs",
-    ),
+    "T-18": Row((
+        f"{C}::test_a_one_time_token_is_gone_once_it_has_started_its_job",
+        f"{C}::test_introspection_tells_the_class_and_nothing_once_the_token_is_gone",
+        "/api/test_issuing.py::test_a_one_shot_token_is_listed_until_it_has_started_its_job",
+    ), note="class and introspection, from the acceptance of its job on; its end, and a token of its own, come with runs"),
     "T-19": Row((
         f"{LI}::test_a_login_yields_a_user_token_in_a_file_of_its_owner_alone",
         f"{LI}::test_a_user_token_is_good_until_it_expires_and_then_says_so_with_an_exit_code_of_its_own",
