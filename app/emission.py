@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import uuid
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from app.gate.jws import unverified_claims
 from app.gate.trigger import AUTHORIZATION, CONTENT_TYPE, CORRELATION, JOB, KEY
 
 TRACEPARENT: Final = "traceparent"
@@ -80,22 +79,4 @@ def home_of(token: str, idempotency_key: str | None) -> str | None:
     claims = unverified_claims(token)
     jti = claims.get("jti") if claims.get("uses") == "once" else None
     candidates = (claims.get("idempotency_key"), idempotency_key, jti)
-    return next((candidate for candidate in candidates if isinstance(candidate, str) and _is_text(candidate)), None)
-
-
-def _is_text(candidate: str) -> bool:
-    """Whether it can be a record's key: JSON can hold lone surrogates, UTF-8 none."""
-    try:
-        return bool(candidate.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
-
-
-def unverified_claims(token: str) -> dict[str, Any]:
-    """What a token says of itself, for hints to whoever holds it; nothing when it cannot be read."""
-    try:
-        part = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError, binascii.Error, RecursionError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
+    return next((candidate for candidate in candidates if isinstance(candidate, str) and candidate), None)

@@ -16,11 +16,11 @@ from app.authority.records import Issued, IssueDenied
 from app.authority.roles import Role, role_from_record, role_key
 from app.gate import idempotency, records
 from app.gate.definitions import JobRecord, TrustRule, job_from_record, job_key, trust_from_record, trust_key
+from app.gate.jws import parse_unverified
 from app.gate.mapping import MappingRule, mapping_from_record, mapping_key
 from app.gate.policy import Revocation, Revocations, revocation_key
 from app.gate.reasons import REASONS, Stage
 from app.gate.reference import GRANT_TYP, HASH_CLAIM, Grants
-from app.gate.token import parse_unverified
 from app.gate.trigger import DECIDING_HEADERS, MEMBERS, Record, Trigger, parse
 from app.stream.inspection import DeploymentRecord
 from app.stream.topics import Topic

@@ -20,7 +20,7 @@ from litestar.types import HTTPScope
 from app.api.forms import Form, OAuthError
 from app.api.problems import Problem
 from app.api.requests import TOKEN, Headers, own_address
-from app.authority.assertion import check_assertion, kid_of, named_by
+from app.authority.assertion import check_assertion, named_by
 from app.authority.identities import Identity, check_secret, secret_id
 from app.authority.rights import Rights
 
@@ -137,15 +137,15 @@ def presented_by(headers: Headers, form: Form) -> Presented:
         raise _unproven("show a credential: a secret or an assertion")
     if basic is not None:
         name, secret = _basic(basic)
+        named = secret_id(secret)
     elif assertion is not None:
         if form.get("client_assertion_type") != ASSERTION_TYPE:
             raise OAuthError("invalid_request", f"client_assertion_type is not {ASSERTION_TYPE}")
-        name = named_by(assertion) or ""
+        name, named = named_by(assertion)
     else:
-        name = client_id or ""
+        name, named = client_id or "", secret_id(secret or "")
     if client_id is not None and client_id != name:
         raise _unproven("client_id names another client")
-    named = kid_of(assertion) if assertion is not None else secret_id(secret or "")
     return Presented(name, secret, assertion, named)
 
 

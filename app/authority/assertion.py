@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.authority.identities import Identity, keys_at
 from app.gate import limits
-from app.gate.jws import read_jws
+from app.gate.jws import parse_unverified, read_jws
 from app.gate.keyset import VerificationKey, es256_key
 from app.gate.reasons import Rejected
 from app.gate.strict_json import JSONRefused, loads_object
@@ -29,23 +29,13 @@ class Proven(NamedTuple):
     exp: int  # seconds
 
 
-def named_by(unverified_assertion: str) -> str | None:
-    """The client an assertion says it is from; nothing of it is verified."""
-    read = read_jws(unverified_assertion)
+def named_by(unverified_assertion: str) -> tuple[str, str]:
+    """The client an assertion says it is from, and the key it says it is signed with; empty where it says none."""
+    read = parse_unverified(unverified_assertion)
     if isinstance(read, Rejected):
-        return None
-    try:
-        named = loads_object(read[2]).get("sub")
-    except JSONRefused:
-        return None
-    return named if isinstance(named, str) else None
-
-
-def kid_of(unverified_assertion: str) -> str:
-    """The key an assertion says it is signed with; empty where it says none. Nothing of it is verified."""
-    read = read_jws(unverified_assertion)
-    kid = None if isinstance(read, Rejected) or isinstance(read[1], JSONRefused) else read[1][1]
-    return kid if isinstance(kid, str) else ""
+        return "", ""
+    name, kid = read.unverified_claims.get("sub"), read.unverified_header.get("kid")
+    return name if isinstance(name, str) else "", kid if isinstance(kid, str) else ""
 
 
 def is_assertion(unverified_token: str) -> bool:

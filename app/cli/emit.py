@@ -14,7 +14,8 @@ import typer
 
 from app.cli import common, given
 from app.cli.common import Bootstrap, Output, Prefix
-from app.emission import Emission, Form, Trigger, trigger_of, unverified_claims
+from app.emission import Emission, Form, Trigger, trigger_of
+from app.gate.jws import unverified_claims
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer

@@ -121,8 +121,8 @@ def _named_by(token: str, settings: Settings) -> tuple[str, str]:
     """The issuer and jti a token names. That nothing is verified does no harm: the operator has it in hand."""
     from app.cli.handles import grant_of
     from app.cli.token import sentence
+    from app.gate.jws import parse_unverified
     from app.gate.reasons import Rejected
-    from app.gate.token import parse_unverified
 
     grant = grant_of(token, settings)
     read = grant if isinstance(grant, Rejected) else parse_unverified(grant)

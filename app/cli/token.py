@@ -228,8 +228,9 @@ def inspect(
 
     Example: tollgate token inspect --token-file t.jwt
     """
+    from app.gate.jws import parse_unverified
     from app.gate.reasons import Rejected
-    from app.gate.token import fingerprint, parse_unverified
+    from app.gate.token import fingerprint
 
     token = given.token(token_file)
     grant = handles.grant_of(token, common.settings_of(bootstrap, prefix))

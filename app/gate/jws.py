@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from app.gate import limits
 from app.gate.base64url import TO_STANDARD, decode_standard
@@ -23,6 +23,13 @@ _CLAIMS_MAX_CHARACTERS: Final = -(-limits.TOKEN_CLAIMS_MAX_BYTES * 4 // 3)
 
 Header = tuple[Any, Any, Any, str | None]  # alg, kid, typ, and the first member that has no place there
 JWS = tuple[bytes, Header | JSONRefused, bytes, bytes]  # signing input, header, payload, signature
+
+
+class UnverifiedToken(NamedTuple):
+    """What a token says of itself. Anyone can write this."""
+
+    unverified_header: dict[str, Any]
+    unverified_claims: dict[str, Any]
 
 
 def read_jws(unverified_token: str) -> JWS | Rejected:
@@ -70,3 +77,26 @@ def _malformed_or_too_large(unverified_token: str) -> Rejected:
     if len(unverified_token.encode("utf-8", "surrogatepass")) > limits.TOKEN_MAX_BYTES:
         return Rejected("token_too_large", f"more than {limits.TOKEN_MAX_BYTES} bytes")
     return Rejected("token_malformed", "characters beyond ASCII")
+
+
+def parse_unverified(token: str) -> UnverifiedToken | Rejected:
+    """Read a token for people to look at. Nothing is verified: neither who made it nor whether it was altered."""
+    if len(token) > limits.TOKEN_MAX_BYTES:
+        return Rejected("token_too_large", f"more than {limits.TOKEN_MAX_BYTES} bytes")
+    segments = token.encode("utf-8", "surrogatepass").translate(TO_STANDARD).split(b".")
+    decoded = [decode_standard(segment) for segment in segments]
+    if len(decoded) != 3 or decoded[0] is None or decoded[1] is None or decoded[2] is None:
+        return Rejected("token_malformed", "not three parts of strict base64url")
+    try:
+        return UnverifiedToken(loads_object(decoded[0]), loads_object(decoded[1]))
+    except JSONRefused as refused:
+        return Rejected("token_json_malformed", refused.detail)
+
+
+def unverified_claims(token: str) -> dict[str, Any]:
+    """What a token says of itself, for hints; nothing where no gate could read it."""
+    read = read_jws(token)
+    try:
+        return {} if isinstance(read, Rejected) else loads_object(read[2])
+    except JSONRefused:
+        return {}

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -33,8 +33,8 @@ from app.gate.reference import GRANT_TYP, HANDLE_START, HASH_CLAIM, NO_GRANTS, G
 from app.gate.strict_json import JSONRefused, loads_object
 
 __all__ = [
-    "CLASSES", "Claims", "Classes", "Grant", "GrantWanted", "KeyWanted", "UnverifiedToken", "Uses", "VerifiedToken",
-    "claims_another_class", "fingerprint", "parse_unverified", "verify",
+    "CLASSES", "Claims", "Classes", "Grant", "GrantWanted", "KeyWanted", "Uses", "VerifiedToken",
+    "claims_another_class", "fingerprint", "verify",
 ]  # fmt: skip
 
 
@@ -57,14 +57,6 @@ class GrantWanted(msgspec.Struct, frozen=True):
     """Nothing is known under this handle: nobody issued it, or somebody has just now."""
 
     digest: bytes
-
-
-class UnverifiedToken(NamedTuple):
-    """What a token says of itself. Anyone can write this."""
-
-    unverified_header: dict[str, Any]
-    unverified_claims: dict[str, Any]
-    fingerprint: str
 
 
 Classes = Mapping[str, str]  # typ → the class of token: those that are taken in one place (RFC 8725 section 3.11)
@@ -202,21 +194,6 @@ def _typ_of(unverified_header: str) -> str | None:
 def fingerprint(token: str) -> str:
     """How a token is spoken of without showing it."""
     return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()[:_FINGERPRINT_DIGITS]
-
-
-def parse_unverified(token: str) -> UnverifiedToken | Rejected:
-    """Read a token for people to look at. Nothing is verified: neither who made it nor whether it was altered."""
-    if len(token) > limits.TOKEN_MAX_BYTES:
-        return Rejected("token_too_large", f"more than {limits.TOKEN_MAX_BYTES} bytes")
-    segments = token.encode("utf-8", "surrogatepass").translate(TO_STANDARD).split(b".")
-    decoded = [decode_standard(segment) for segment in segments]
-    if len(decoded) != 3 or decoded[0] is None or decoded[1] is None or decoded[2] is None:
-        return Rejected("token_malformed", "not three parts of strict base64url")
-    try:
-        header, claims = loads_object(decoded[0]), loads_object(decoded[1])
-    except JSONRefused as refused:
-        return Rejected("token_json_malformed", refused.detail)
-    return UnverifiedToken(header, claims, fingerprint(token))
 
 
 def _no_key(kid: Any, unverified: dict[str, Any], ring: KeyRing) -> Rejected | KeyWanted:

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.gate.claims import nested
+from app.gate.jws import parse_unverified
 from app.gate.keyset import KeySet, dev_key
 from app.gate.reasons import PRECEDENCE, Rejected
-from app.gate.token import KeyWanted, VerifiedToken, parse_unverified, verify
+from app.gate.token import KeyWanted, VerifiedToken, verify
 from tests.support.jose import ABSENT, b64, changed
 from tests.support.tokens import (
     AUD,
