@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from app.gate import limits
 from app.gate.base64url import encode
-from app.gate.definitions import BirthId, Name, Version, decode_record
+from app.gate.definitions import BirthId, Name, Version, read_record
 from app.gate.keyset import EDDSA, ES256, JWKSInvalid, KeySet
 from app.gate.redact import token_shaped
 
@@ -187,11 +187,9 @@ def identity_key(name: str) -> bytes:
 
 def identity_from_record(key: bytes, value: bytes) -> Identity | str:
     """A record under `identity/{name}`, or one clause that says what is wrong and where."""
-    identity = decode_record(value, Identity)
+    identity = read_record(key, value, Identity, IDENTITY_PREFIX)
     if isinstance(identity, str):
         return identity
-    if key != identity_key(identity.name):
-        return f"name: the record is not stored under its own key {IDENTITY_PREFIX}{identity.name!r}"
     kind = kind_of(identity.name)
     if kind is None:
         return f"name: {NAME_FAULT}"

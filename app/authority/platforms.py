@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from app.gate import limits
-from app.gate.definitions import BirthId, Name, Version, decode_record
+from app.gate.definitions import BirthId, Name, Version, read_record
 
 PLATFORM_PREFIX: Final = "platform/"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,11 +29,4 @@ def platform_key(name: str) -> bytes:
 
 def platform_from_record(key: bytes, value: bytes) -> Platform | str:
     """A record under `platform/{name}`, or one clause that says what is wrong and where."""
-    platform = decode_record(value, Platform)
-    if isinstance(platform, str):
-        return platform
-    if key != platform_key(platform.name):
-        return f"name: the record is not stored under its own key {PLATFORM_PREFIX}{platform.name!r}"
-    if not _NAME.fullmatch(platform.name):
-        return "name: a platform is named by letters, digits and . _ -"
-    return platform
+    return read_record(key, value, Platform, PLATFORM_PREFIX, "platform")

@@ -7,7 +7,8 @@ What cannot be read grants nothing: an unreadable identity is unknown, an unread
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from app.authority.decide import Denied, unauthenticated
 from app.authority.identities import ClientSecret, Identity, check_secret, identity_from_record
@@ -22,6 +23,10 @@ class Rights:
         self.identities: dict[str, Identity] = {}
         self.roles: dict[str, Role] = {}
         self.platforms: dict[str, Platform] = {}
+        self._tables: dict[str, tuple[dict[str, Any], Callable[[bytes, bytes], Any]]] = {
+            "identity": (self.identities, identity_from_record), "role": (self.roles, role_from_record),
+            "platform": (self.platforms, platform_from_record),
+        }  # fmt: skip
 
     @classmethod
     def of(cls, registry: Mapping[bytes, bytes]) -> Rights:
@@ -34,27 +39,16 @@ class Rights:
     def apply(self, key: bytes, value: bytes | None) -> str | None:
         """Take in one record of the registry; a tombstone removes. Returns a complaint about one that is bad."""
         kind, _, name = key.decode("utf-8", "replace").partition("/")
-        if kind == "identity":
-            self.identities.pop(name, None)
-            identity = identity_from_record(key, value) if value is not None else None
-            if isinstance(identity, str):
-                return identity
-            if identity is not None:
-                self.identities[name] = identity
-        elif kind == "role":
-            self.roles.pop(name, None)
-            role = role_from_record(key, value) if value is not None else None
-            if isinstance(role, str):
-                return role
-            if role is not None:
-                self.roles[name] = role
-        elif kind == "platform":
-            self.platforms.pop(name, None)
-            platform = platform_from_record(key, value) if value is not None else None
-            if isinstance(platform, str):
-                return platform
-            if platform is not None:
-                self.platforms[name] = platform
+        if kind not in self._tables:
+            return None
+        table, read = self._tables[kind]
+        table.pop(name, None)
+        if value is None:
+            return None
+        record = read(key, value)
+        if isinstance(record, str):
+            return record
+        table[name] = record
         return None
 
     def known(self, name: str, issuer: str) -> Identity | None:

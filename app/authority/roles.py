@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -10,7 +9,7 @@ from msgspec import Meta
 
 from app.gate import limits
 from app.gate.claims import Uses
-from app.gate.definitions import PATTERN, BirthId, Name, Version, decode_record
+from app.gate.definitions import PATTERN, BirthId, Name, Version, read_record
 
 ROLE_PREFIX: Final = "role/"
 ENTRIES_MAX: Final = 256
@@ -21,8 +20,6 @@ CLASS_LIFETIME_MAX_S: Final[dict[TokenClass, int]] = {
     "trigger": limits.WEBHOOK_LIFETIME_MAX_S, "user": limits.USER_LIFETIME_MAX_S,
     "host": limits.HOST_LIFETIME_MAX_S,
 }  # fmt: skip
-
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Allow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,13 +58,9 @@ def role_key(name: str) -> bytes:
 
 def role_from_record(key: bytes, value: bytes) -> Role | str:
     """A record under `role/{name}`, or one clause that says what is wrong and where."""
-    role = decode_record(value, Role)
+    role = read_record(key, value, Role, ROLE_PREFIX, "role")
     if isinstance(role, str):
         return role
-    if key != role_key(role.name):
-        return f"name: the record is not stored under its own key {ROLE_PREFIX}{role.name!r}"
-    if not _NAME.fullmatch(role.name):
-        return "name: a role is named by letters, digits and . _ -"
     for place, allow in enumerate(role.allow):
         if "trigger" in allow.classes and not allow.jobs:
             return f"allow[{place}].jobs: is empty, which allows no trigger token"

@@ -31,6 +31,7 @@ Accepts = Literal["one_shot", "webhook"]
 OnConflict = Literal["refuse", "token_wins"]
 Algorithm = Literal["ES256", "EdDSA", "HS256"]
 
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _JOB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@/+-]*")
 PATTERN: Final = re.compile(r"[^*]*\*?")  # a trailing * is the only one
 _JWKS: Final = re.compile(r"https://[^\s/]+(/\S*)?|/.+")
@@ -150,11 +151,9 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
 
     Whoever keeps the table drops what it had under that key: after compaction nobody would find the older one.
     """
-    record = decode_record(value, JobRecord)
+    record = read_record(key, value, JobRecord, JOB_PREFIX)
     if isinstance(record, str):
         return record
-    if key != job_key(record.name):
-        return f"name: the record is not stored under its own key {JOB_PREFIX}{record.name!r}"
     fault = job_name_fault(record.name)
     if fault is not None:
         return f"name: {fault}"
@@ -181,11 +180,9 @@ def job_from_record(key: bytes, value: bytes) -> Job | str:
 
 def trust_from_record(key: bytes, value: bytes) -> TrustRule | str:
     """A record under `trust/{issuer}`, or one clause that says what is wrong and where. See `job_from_record`."""
-    rule = decode_record(value, TrustRule)
+    rule = read_record(key, value, TrustRule, TRUST_PREFIX)
     if isinstance(rule, str):
         return rule
-    if key != trust_key(rule.issuer):
-        return f"issuer: the record is not stored under its own key {TRUST_PREFIX}{rule.issuer!r}"
     if not rule.issuer.isprintable():
         return "issuer: holds a control character"
     if isinstance(rule.jwks, dict):
@@ -243,7 +240,24 @@ def _refuse_remote(uri: str) -> Any:
     raise ValueError(uri)
 
 
-def decode_record(value: bytes, kind: type[Decoded]) -> Decoded | str:
+def read_record(key: bytes, value: bytes, kind: type[Decoded], prefix: str, word_for: str = "") -> Decoded | str:
+    """A record of the registry, which its first member names and which stands under its own key; or what is wrong.
+
+    `word_for`: what is named by a plain word, as roles, rules and platforms are.
+    """
+    record = _decoded(value, kind)
+    if isinstance(record, str):
+        return record
+    member = kind.__struct_fields__[0]
+    name: str = getattr(record, member)
+    if key != (prefix + name).encode():
+        return f"{member}: the record is not stored under its own key {prefix}{name!r}"
+    if word_for and not _WORD.fullmatch(name):
+        return f"{member}: a {word_for} is named by letters, digits and . _ -"
+    return record
+
+
+def _decoded(value: bytes, kind: type[Decoded]) -> Decoded | str:
     try:
         return msgspec.json.decode(value, type=kind, strict=True)
     except msgspec.ValidationError as error:

@@ -13,8 +13,6 @@ import msgspec
 
 from app.gate.records import UNREADABLE
 
-IDENTITY_PREFIX: Final = "identity/"
-
 
 class _Record(msgspec.Struct, frozen=True):
     """What a gate reads of an identity; credentials and roles are for those who issue."""

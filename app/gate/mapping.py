@@ -6,7 +6,6 @@ only what one of them names. Deny wins. A token never gets more by a rule than i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal
 
@@ -14,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from app.gate.claims import Claims
-from app.gate.definitions import PATTERN, BirthId, Name, Version, decode_record, matches
+from app.gate.definitions import PATTERN, BirthId, Name, Version, matches, read_record
 from app.gate.reasons import Rejected
 
 RULE_PREFIX: Final = "rule/"
@@ -23,7 +22,6 @@ HOST_PREFIX: Final = "host:"  # of a host's subject
 RULE_REASON_MAX_CHARACTERS: Final = 160
 
 Effect = Literal["allow", "deny"]
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class MappingRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,13 +115,9 @@ def mapping_key(name: str) -> bytes:
 
 def mapping_from_record(key: bytes, value: bytes) -> MappingRule | str:
     """A record under `rule/{name}`, or one clause that says what is wrong and where."""
-    rule = decode_record(value, MappingRule)
+    rule = read_record(key, value, MappingRule, RULE_PREFIX, "rule")
     if isinstance(rule, str):
         return rule
-    if key != mapping_key(rule.name):
-        return f"name: the record is not stored under its own key {RULE_PREFIX}{rule.name!r}"
-    if not _NAME.fullmatch(rule.name):
-        return "name: a rule is named by letters, digits and . _ -"
     if not rule.reason.isprintable():
         return "reason: holds a control character"
     given = {member: getattr(rule, member) for member in (*SELECTORS, "jobs") if getattr(rule, member) is not None}
