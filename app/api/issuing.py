@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 
 from app.api.caller import require_fresh
 from app.api.clients import Client
+from app.api.following import Follower
 from app.api.problems import Problem
 from app.api.producing import Producer
 from app.authority.decide import Allowed, Denied, IssueRequest, may_issue, unauthenticated
@@ -98,7 +99,7 @@ class Issuing:
         self._grants = Topic.GRANTS.named(settings.kafka.prefix)
         self._revocations = Topic.REVOCATIONS.named(settings.kafka.prefix)
         self._producer = Producer(settings.kafka)
-        self._task: asyncio.Task[None] | None = None
+        self.follower = Follower()
         self._live: dict[str, Issued] = {}  # by jti
         self._live_of: dict[str, dict[str, Issued]] = {}  # by identity and by subject, then by jti
         self._swept_s = 0
@@ -122,17 +123,10 @@ class Issuing:
                         self._take(record.value)
                     stalled.reschedule(clock() + STALLED_S)  # however much there is
                     await asyncio.sleep(0)
-        self._task = asyncio.create_task(self._follow(position), name="issuance")
-
-    async def ended(self) -> None:
-        """Wait for the follower, which never ends but by an error, and raise that."""
-        if self._task is not None:
-            await asyncio.shield(self._task)
+        self.follower.start(self._follow(position), "issuance")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self.follower.stop()
         await self._producer.stop()
 
     def complaint(self) -> str | None:

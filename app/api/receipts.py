@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from app.api.following import Follower
 from app.gate.records import UNREADABLE
 from app.gate.trigger import Record
 from app.logs import Event, log
@@ -96,7 +97,7 @@ class Receipts:
         self._tails: list[KafkaTail] = []
         self._cut: set[int] = set()  # lanes that have older receipts than we read, until their first was read
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self.follower = Follower()
         self._current = False
 
     @property
@@ -108,9 +109,9 @@ class Receipts:
         return len(self._subscriptions), sum(each.emitter == emitter for each in self._subscriptions)
 
     def complaint(self) -> str | None:
-        if self._task is None or not self._current:
-            return "the receipts have not been read up to their end yet"
-        return "the follower of the receipts has ended" if self._task.done() else None
+        if self.follower.over:
+            return "the follower of the receipts has ended"
+        return None if self._current else "the receipts have not been read up to their end yet"
 
     async def start(self) -> None:
         """Returns when the newest receipts have been read."""
@@ -119,22 +120,15 @@ class Receipts:
         starts = [max(mark.start, mark.high - back) for mark in marks]
         self._cut = {lane for lane, mark in enumerate(marks) if starts[lane] > mark.start}
         self._tails = [self.cluster.follow((self.topic, lane), start, self._wake) for lane, start in enumerate(starts)]
-        self._task = asyncio.create_task(self._follow([mark.high for mark in marks]), name="receipts")
+        self.follower.start(self._follow([mark.high for mark in marks]), "receipts")
         async with asyncio.timeout(START_TIMEOUT_S):
             while self.complaint() is not None:
-                if self._task.done():
-                    await self._task
+                if self.follower.over:
+                    await self.follower.ended()
                 await asyncio.sleep(0.01)
 
-    async def ended(self) -> None:
-        """Wait for the follower, which never ends but by an error, and raise that."""
-        if self._task is not None:
-            await asyncio.shield(self._task)
-
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self.follower.stop()
         for tail in self._tails:
             tail.close()
 

@@ -53,9 +53,9 @@ class Service:
 
     async def ended(self) -> None:
         """Wait for what never ends but by an error, and raise that."""
-        ends = [self.tables.ended(), self.receipts.ended()]
+        ends = [self.tables.ended(), self.receipts.follower.ended()]
         if self.issuing is not None:
-            ends.append(self.issuing.ended())
+            ends.append(self.issuing.follower.ended())
         followers = [asyncio.create_task(each) for each in ends]
         try:
             done, _ = await asyncio.wait(followers, return_when=asyncio.FIRST_COMPLETED)
