@@ -10,7 +10,6 @@ import asyncio
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 
 from app.config import Kafka
 from app.logs import Event, log
@@ -26,6 +25,7 @@ class Producer:
     def __init__(self, kafka: Kafka, **options: Any) -> None:
         self._kafka, self._options = kafka, options
         self._renewing: asyncio.Task[None] | None = None
+        self._stopped = False
         self.current: AIOKafkaProducer | None = None  # None: not started, stopped, or being replaced
 
     async def start(self) -> None:
@@ -33,11 +33,16 @@ class Producer:
         producer = AIOKafkaProducer(
             **client_options(self._kafka), acks="all", enable_idempotence=True, **self._options
         )  # fmt: skip
-        await producer.start()
+        try:
+            await producer.start()
+        except BaseException:
+            await _stop(producer)  # it has connections by now
+            raise
         self.current = producer
 
     async def stop(self) -> None:
         """What is under way is sent first, as far as Kafka takes it in time."""
+        self._stopped = True
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
@@ -46,24 +51,31 @@ class Producer:
             await _stop(producer)
 
     def renew(self, broken: AIOKafkaProducer) -> None:
-        """Replace this one, unless that was done already."""
+        """Replace this one, unless that was done already; until it is, `current` is None."""
         if self.current is broken:
             self.current = None
             self._renewing = asyncio.create_task(self._replace(broken), name="producer")
 
     async def _replace(self, broken: AIOKafkaProducer) -> None:
+        """Whatever goes wrong is logged and tried again: without a producer the process is of no use."""
         await _stop(broken)
         while self.current is None:
             try:
                 await self.start()
-            except Exception as error:  # whatever it is: without a producer the process is of no use
+            except (Exception, asyncio.CancelledError) as error:
+                if self._stopped:  # else it is a task of the library's own that was cancelled while it was awaited
+                    raise
                 log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)
                 await asyncio.sleep(RETRY_S)
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await producer.stop()
-    except (KafkaError, TimeoutError) as error:
+    """On a task of its own: however it ends, and it may by any error of what it waits for, that is not how we do.
+
+    One that takes too long goes on by itself, until what it holds is written or has timed out.
+    """
+    stopping = asyncio.create_task(producer.stop())
+    _, late = await asyncio.wait({stopping}, timeout=STOP_TIMEOUT_S)
+    error = TimeoutError() if late else asyncio.CancelledError() if stopping.cancelled() else stopping.exception()
+    if error is not None:
         log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)
