@@ -22,6 +22,7 @@ from app.gate.token import GrantWanted
 from app.issuer import mint
 from app.issuer.keystore import SigningKey
 from app.stream import administration
+from app.stream.appending import appending
 from app.stream.inquiry import connected
 from app.stream.tables import Tables
 from app.stream.topics import Topic
@@ -69,8 +70,8 @@ async def soon(condition: Any) -> None:
 
 async def test_a_grant_is_there_for_everyone_before_its_handle_is_out(settings: Settings) -> None:
     made = [minted() for _ in range(3)]
-    async with grants.writer(settings.kafka) as write:
-        await write([each.grant for each in made if each.grant])
+    async with appending(settings.kafka) as append:
+        await append(Topic.GRANTS, [each.grant for each in made if each.grant])
     for each in made:
         assert each.grant is not None
         assert await grants.find(settings.kafka, each.token) == each.grant[1]
@@ -81,12 +82,12 @@ async def test_a_grant_is_there_for_everyone_before_its_handle_is_out(settings: 
 
 async def test_a_new_grant_forgets_nothing_and_one_taken_away_everything(settings: Settings) -> None:
     first, second = minted(), minted()
-    async with following(settings) as tables, grants.writer(settings.kafka) as write:
+    async with following(settings) as tables, appending(settings.kafka) as append:
         memo = tables.world.memo
-        await write([first.grant or (b"", b"")])
+        await append(Topic.GRANTS, [first.grant or (b"", b"")])
         await soon(lambda: tables.world.grants.get(handle_digest(first.token)))
         assert tables.world.memo is memo, "what was decided of others still holds"
-        await write([second.grant or (b"", b"")])
+        await append(Topic.GRANTS, [second.grant or (b"", b"")])
         await soon(lambda: tables.world.grants.get(handle_digest(second.token)))
         assert tables.world.memo is memo
 
@@ -115,10 +116,10 @@ async def test_an_unknown_handle_costs_one_look_at_the_end_of_the_topic_however_
 async def test_what_was_committed_before_a_trigger_came_is_in_the_table_when_it_is_judged_again(
     settings: Settings,
 ) -> None:
-    async with following(settings) as tables, grants.writer(settings.kafka) as write:
+    async with following(settings) as tables, appending(settings.kafka) as append:
         for _ in range(20):
             made = minted()
-            await write([made.grant or (b"", b"")])
+            await append(Topic.GRANTS, [made.grant or (b"", b"")])
             taken_at_s = time.monotonic()
             while tables.may_fetch(GrantWanted(handle_digest(made.token)), taken_at_s):
                 await tables.fetch(GrantWanted(handle_digest(made.token)))

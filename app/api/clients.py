@@ -21,8 +21,10 @@ from app.api.forms import Form, OAuthError
 from app.api.problems import Problem
 from app.api.requests import TOKEN, Headers, own_address
 from app.authority.assertion import check_assertion, named_by
-from app.authority.identities import Identity, check_secret, secret_id
-from app.authority.rights import Rights
+from app.authority.identities import check_secret, secret_id
+from app.authority.rights import Client, Rights
+
+__all__ = ["Client", "Clients", "Presented", "presented_by"]
 
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 FAILURES_MAX: Final = 10  # of one address with one name and one credential's id, within the window
@@ -30,14 +32,6 @@ WINDOW_S: Final = 60.0
 REMEMBERED_MAX: Final = 50_000  # addresses with names and ids
 ASSERTIONS_MAX: Final = 20_000  # of one identity that are remembered: its own, so that it silences nobody else
 _ID_MAX_CHARACTERS: Final = 128  # of what a stranger writes, as much as is remembered
-
-
-class Client(NamedTuple):
-    """An identity and the credential that proved it."""
-
-    identity: Identity
-    credential_id: str  # or the jti of a user token
-    until_s: int | None = None  # that user token's exp; None: a credential of the identity's own
 
 
 class Presented(NamedTuple):

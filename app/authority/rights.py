@@ -8,12 +8,20 @@ What cannot be read grants nothing: an unreadable identity is unknown, an unread
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.authority.decide import Denied, unauthenticated
-from app.authority.identities import ClientSecret, Identity, check_secret, identity_from_record
+from app.authority.identities import Identity, check_secret, identity_from_record
 from app.authority.platforms import Platform, platform_from_record
 from app.authority.roles import Role, role_from_record
+
+
+class Client(NamedTuple):
+    """An identity and the credential that proved it."""
+
+    identity: Identity
+    credential_id: str  # or the jti of a user token
+    until_s: int | None = None  # that user token's exp; None: a credential of the identity's own
 
 
 class Rights:
@@ -56,12 +64,10 @@ class Rights:
         identity = self.identities.get(name)
         return identity if identity is not None and identity.issuer == issuer else None
 
-    def authenticate(
-        self, name: str, issuer: str, unverified_secret: str, now_s: int
-    ) -> tuple[Identity, ClientSecret] | Denied:
+    def authenticate(self, name: str, issuer: str, unverified_secret: str, now_s: int) -> Client | Denied:
         """The identity that a name and its secret prove; one refusal for all that is wrong, at the same cost."""
         identity = self.known(name, issuer)
         credential = check_secret(identity, unverified_secret, now_s)
         if identity is None or credential is None:
             return unauthenticated()
-        return identity, credential
+        return Client(identity, credential.id)

@@ -65,6 +65,7 @@ ELSEWHERE: Final = {
     ("jobs", "tail"): ("app.cli.read", "jobs_tail"),
     ("audit", "verify"): ("app.cli.audit_chain", "verify"),
     ("audit", "issuance"): ("app.cli.issuance", "issuance"),
+    ("token", "issue"): ("app.cli.issuing", "issue"),
     ("token", "revoke"): ("app.cli.revoke", "revoke"),
     ("token", "list"): ("app.cli.login", "list_tokens"),
 }

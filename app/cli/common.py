@@ -63,6 +63,18 @@ Prefix = Annotated[
         help="of topics and transactional ids (env: TOLLGATE_PREFIX; default tollgate.)",
     ),
 ]
+AsIdentity = Annotated[
+    str | None,
+    typer.Option("--as", metavar="IDENTITY", show_default=False, help="who asks (default issuer.identity)"),
+]
+SecretFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="holds its secret; - is stdin; default TOLLGATE_CLIENT_SECRET, or you are asked on a terminal",
+    ),
+]
 Output = Annotated[
     OutputForm | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import re
@@ -121,8 +122,10 @@ def token(token_file: str | None) -> str:
     return words[0]
 
 
-def secret(secret_file: str | None) -> str:
-    """The secret of the identity a command acts as: of a file, of stdin, or of TOLLGATE_CLIENT_SECRET."""
+def secret(name: str, secret_file: str | None) -> str:
+    """The secret of the identity a command acts as: of a file, of stdin, of TOLLGATE_CLIENT_SECRET, or asked for."""
+    if secret_file is None and "TOLLGATE_CLIENT_SECRET" not in os.environ and sys.stdin.isatty():
+        return getpass.getpass(f"secret of {name}: ", stream=sys.stderr).strip()
     words, where = _words(secret_file, "TOLLGATE_CLIENT_SECRET", "secret")
     if len(words) != 1:
         common.fail(f"{where} does not hold one secret: give --secret-file FILE, or - for stdin", common.USAGE)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from app.cli import common, given
-from app.cli.common import Output
-
-if TYPE_CHECKING:
-    from app.config import Settings
+from app.cli.common import AsIdentity, Output, SecretFile
 
 COLUMNS: Final = ("token_fingerprint", "token_class", "uses", "jobs", "subject", "identity", "issued_at", "expires_at",
                   "revoked")  # fmt: skip
@@ -25,18 +21,8 @@ Url = Annotated[
 def login(
     *,
     ttl: Annotated[str, typer.Option(help="how long it lasts: 30m, 8h; at most 24h, and as the roles say")] = "8h",
-    identity: Annotated[
-        str | None,
-        typer.Option("--as", metavar="u:NAME", show_default=False, help="who you are (default issuer.identity)"),
-    ] = None,
-    secret_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            help="holds your secret; - is stdin; default TOLLGATE_CLIENT_SECRET in the environment, or you are asked",
-        ),
-    ] = None,
+    identity: AsIdentity = None,
+    secret_file: SecretFile = None,
     url: Url = None,
 ) -> None:
     """Get a token that says for a while who you are, and keep it in a file of yours (mode 0600). It is never shown.
@@ -56,7 +42,7 @@ def login(
     lifetime_s = given.length_s("--ttl", ttl)
     where = door.address(settings.login.url)
     wanted = {"token_class": "user", "lifetime_s": lifetime_s}
-    told = door.ask(settings, "POST", where, "/v1/tokens", (name, _secret(name, secret_file)), json=wanted)
+    told = door.ask(settings, "POST", where, "/v1/tokens", (name, given.secret(name, secret_file)), json=wanted)
     try:
         made = door.Login(where, told["subject"], told["jti"], told["expires_at_s"], told["token"])
     except (TypeError, KeyError):
@@ -140,23 +126,3 @@ def list_tokens(
         common.fail("nothing matched", common.NOTHING_MATCHED)
     if told["more"]:
         common.say("there are more: narrow it by --job or --class")
-
-
-def issue(settings: Settings, wanted: dict[str, Any], keys: list[str | None]) -> None:
-    """Print a token for each idempotency key (None: without one), asked for under the login."""
-    from app.cli import door
-
-    there = door.current(settings)
-    for key in keys:
-        named = {} if key is None else {"idempotency_key": key}
-        print(door.ask(settings, "POST", there.url, "/v1/tokens", there.token, json=wanted | named)["token"])
-
-
-def _secret(name: str, secret_file: str | None) -> str:
-    import os
-
-    if secret_file is None and "TOLLGATE_CLIENT_SECRET" not in os.environ and sys.stdin.isatty():
-        import getpass
-
-        return getpass.getpass(f"secret of {name}: ", stream=sys.stderr).strip()
-    return given.secret(secret_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,6 @@ from app.cli.common import Bootstrap, Output, Prefix
 if TYPE_CHECKING:
     from app.config import Settings
     from app.gate.revocation import Revocation, Selector
-
-SEND_TIMEOUT_S: Final = 30.0
 
 
 def revoke(
@@ -150,25 +148,13 @@ def entry_of(
     )  # fmt: skip
 
 
-async def write_revocations(settings: Settings, revoked: Sequence[Revocation]) -> list[int]:
+async def write_revocations(settings: Settings, revoked: Sequence[Revocation]) -> Sequence[int]:
     """Write them, and return their offsets: the cluster has them on return."""
-    import asyncio
-
-    from aiokafka import AIOKafkaProducer
-
     from app.authority.revoking import record_of
     from app.cli.reading import partitions_of
-    from app.stream.connect import client_options
+    from app.stream.appending import appending
     from app.stream.topics import Topic
 
     await partitions_of(settings, Topic.REVOCATIONS)  # says at once when the topic is not there
-    topic = Topic.REVOCATIONS.named(settings.kafka.prefix)
-    producer = AIOKafkaProducer(**client_options(settings.kafka), acks="all", enable_idempotence=True)
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await producer.start()
-        try:
-            records = [record_of(entry) for entry in revoked]
-            sending = [await producer.send(topic, value, key=key, partition=0) for key, value in records]
-            return [placed.offset for placed in await asyncio.gather(*sending)]
-        finally:
-            await producer.stop()
+    async with appending(settings.kafka) as append:
+        return await append(Topic.REVOCATIONS, [record_of(entry) for entry in revoked])

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import jwt
 
@@ -52,7 +52,7 @@ from app.gate.token import (
     VerifiedToken,
     verify,
 )
-from app.issuer.keystore import Keystore, SigningKey
+from app.issuer.keystore import SigningKey
 
 TYP: Final = "trigger+jwt"
 JTI_BYTES: Final = 16  # 128 bits
@@ -93,6 +93,9 @@ class ClientTokenRequest:
     platform: Platform | None = None  # of a host
 
 
+TokenRequest = TriggerTokenRequest | ClientTokenRequest
+
+
 class Minted(NamedTuple):
     """A token, fit to be handed to who asked, and what it says.
 
@@ -112,23 +115,42 @@ class Refusal(NamedTuple):
     sentence: str
 
 
-def issue(
-    request: TriggerTokenRequest | ClientTokenRequest, store: Keystore, now_s: int, handle: str | None = None
-) -> Minted | Refusal:
-    """Mint with the key that signs now, and note how long that key is needed. Raises KeystoreError."""
-    signing_key = store.signing_key(now_s)
-    if isinstance(request, ClientTokenRequest):
-        minted = mint_client(request, signing_key, now_s)
-    else:
-        minted = mint(request, signing_key, now_s, handle=handle)
-    if isinstance(minted, Minted):
-        store.note_expiry(minted.claims.kid, minted.claims.exp)
-    return minted
+class Keys(Protocol):
+    """Where the key that signs is from: a keystore, or a secret of development."""
+
+    def signing_key(self, now_s: int) -> SigningKey: ...
+
+    def note_expiry(self, kid: str, exp_s: int) -> None: ...
 
 
-def dev_signing_key(secret: bytes) -> SigningKey:
+class DevKeys(NamedTuple):
     """A shared secret of development; gates take it only when they are told to."""
-    return SigningKey(DEV_KID, HS256, secret)
+
+    secret: bytes
+
+    def signing_key(self, _now_s: int) -> SigningKey:
+        return SigningKey(DEV_KID, HS256, self.secret)
+
+    def note_expiry(self, kid: str, exp_s: int) -> None:
+        """Nobody retires it."""
+
+
+def issue(requests: Iterable[TokenRequest], keys: Keys, now_s: int, *, handles: bool = False) -> list[Minted] | Refusal:
+    """Mint all of them with the key that signs now, or none, and note how long that key is needed.
+
+    Raises KeystoreError.
+    """
+    signing_key, made = keys.signing_key(now_s), list[Minted]()
+    for request in requests:
+        if isinstance(request, ClientTokenRequest):
+            minted = mint_client(request, signing_key, now_s)
+        else:
+            minted = mint(request, signing_key, now_s, handle=new_handle() if handles else None)
+        if isinstance(minted, Refusal):
+            return minted
+        made.append(minted)
+    keys.note_expiry(signing_key.kid, max(each.claims.exp for each in made))
+    return made
 
 
 def new_handle() -> str:
@@ -193,9 +215,7 @@ _OF_CLIENTS: Final[dict[ClientClass, tuple[str, int, Classes]]] = {
 }
 
 
-def _registered(
-    request: TriggerTokenRequest | ClientTokenRequest, ttl_s: int, now_s: int, jti: str | None
-) -> dict[str, Any]:
+def _registered(request: TokenRequest, ttl_s: int, now_s: int, jti: str | None) -> dict[str, Any]:
     """The claims that every class has (RFC 7519 section 4.1)."""
     return {
         "iss": request.issuer, "aud": request.audience, "sub": request.subject, "org_id": request.org_id,
@@ -205,7 +225,7 @@ def _registered(
 
 
 def _taken(
-    presented: str, request: TriggerTokenRequest | ClientTokenRequest, signing_key: SigningKey, classes: Classes,
+    presented: str, request: TokenRequest, signing_key: SigningKey, classes: Classes,
     grants: Grants = NO_GRANTS, record: tuple[bytes, bytes] | None = None,
 ) -> Minted | Refusal:  # fmt: skip
     """Whatever is still wrong with it (size, an odd number, a claim too long), the gate says in its own words."""

@@ -1,28 +1,17 @@
-"""Rights as the cluster has them: identities and roles read from the registry, an identity changed under its lock, and
-the records that issuing leaves. `app/authority/` decides.
-"""
+"""Identities as the cluster has them: one read from the registry, and changed under its lock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from app.authority.identities import Identity, identity_from_record, identity_key
-from app.authority.rights import Rights
 from app.registry import RegistryError, only_writer, read_registry
-from app.stream.topics import Topic
 
 if TYPE_CHECKING:
     from app.config import Settings
-
-SEND_TIMEOUT_S: Final = 30.0
-
-
-async def read_rights(settings: Settings) -> Rights:
-    """Identities and roles as they are now."""
-    return Rights.of(await read_registry(settings))
 
 
 async def read_identity(settings: Settings, name: str) -> Identity | None:
@@ -61,22 +50,3 @@ def _identity_in(present: dict[bytes, bytes], name: str) -> Identity | None:
     if isinstance(identity, str):
         raise RegistryError(f"the registry's record of {name} cannot be read: {identity}")
     return identity
-
-
-async def write_issuance(settings: Settings, records: Iterable[tuple[bytes, bytes]]) -> None:
-    """Append records of issuing; on return the cluster has them. Raises Kafka's errors, and TimeoutError."""
-    import asyncio
-
-    from aiokafka import AIOKafkaProducer
-
-    from app.stream.connect import client_options
-
-    topic = Topic.ISSUANCE.named(settings.kafka.prefix)
-    producer = AIOKafkaProducer(**client_options(settings.kafka), acks="all", enable_idempotence=True)
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await producer.start()
-        try:
-            # Each is awaited: a batch that fails fails only its own futures.
-            await asyncio.gather(*[await producer.send(topic, value, key=key, partition=0) for key, value in records])
-        finally:
-            await producer.stop()

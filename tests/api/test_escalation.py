@@ -17,7 +17,6 @@ from hypothesis.strategies import DrawFn
 from app.api import exchange
 from app.api.caller import Caller
 from app.api.forms import OAuthError
-from app.api.issuing import Wanted, token_request
 from app.authority.decide import IssueRequest
 from app.gate import decide
 from app.gate.canonical import canonical
@@ -27,8 +26,9 @@ from app.gate.identities import DisabledIdentities
 from app.gate.mapping import MappingRule, MappingRules
 from app.gate.policy import Revocations, revocation_record
 from app.gate.token import VerifiedToken, verify
+from app.issuer.issuing import Wanted, token_request
 from app.issuer.keystore import SigningKey
-from app.issuer.mint import Refusal, mint
+from app.issuer.mint import Refusal, TriggerTokenRequest, mint
 from tests.support.pure_world import JOBS, WORLD, job, record
 from tests.support.tokens import AUD, ISS, NOW_S, PRIVATE, RING, token
 
@@ -127,7 +127,9 @@ def exchanged(given_token: str, asked: Wanted, actor: str) -> str | None:
     except OAuthError:
         return None
     request = IssueRequest(made.subject or "", claims.org_id, made.lifetime_s, made.jobs, uses=made.uses)
-    minted = mint(token_request(made, request, ISS, AUD), KEY, NOW_S)
+    to_mint = token_request(made, request, ISS, AUD)
+    assert isinstance(to_mint, TriggerTokenRequest)
+    minted = mint(to_mint, KEY, NOW_S)
     return None if isinstance(minted, Refusal) else minted.token
 
 

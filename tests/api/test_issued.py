@@ -27,6 +27,7 @@ from app.gate.idempotency import jti_identity, jti_scope, pack
 from app.issuer.keystore import LOCK_FILE, STATE_FILE, Keystore
 from app.issuer.mint import Minted
 from app.stream.log import Watermarks
+from app.stream.topics import Topic
 from tests.api.closed import unconnected
 
 
@@ -99,13 +100,13 @@ def with_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Issuing
     assert made is not None
     monkeypatch.setattr(service.tables, "complaint", lambda: None)
 
-    async def write(topic: str, _record: Any) -> None:
+    async def append(topic: Topic, _records: Any) -> None:
         written.append(topic)
 
-    monkeypatch.setattr(made, "_write", write)
+    monkeypatch.setattr(made._issuer, "_append", append)
     made.rights.roles["r"] = Role("r", 1, (Allow(("reports/*",), max_lifetime_s=600),))
-    made._store = Keystore(directory / "keys", directory / "jwks.json")
-    made._store.generate("ES256", int(time.time()))
+    made._issuer._keys = keys = Keystore(directory / "keys", directory / "jwks.json")
+    keys.generate("ES256", int(time.time()))
     return made, directory / "keys", written
 
 

@@ -167,7 +167,8 @@ def test_the_command_reads_no_object_for_who_has_not_proved_to_be_somebody(
     wrong = [said[False, name] for name in (bound_job, "reports/never")]
     assert [each.code for each in wrong] == [4, 4]
     assert wrong[0].err == wrong[1].err
-    assert said[True, "reports/never"].code == 2
-    assert "reports/never" in said[True, "reports/never"].err
+    assert said[True, "reports/never"].code == 4
+    assert "bound_object_gone" in said[True, "reports/never"].err
+    assert authority.issuance(client[0])[-1]["reason"] == "bound_object_gone"
     assert said[True, bound_job].code == 0
     until("accepted", authority, said[True, bound_job].out.strip(), bound_job)

@@ -10,7 +10,7 @@ from app.authority.decide import Denied, IssueRequest, unauthenticated
 from app.authority.identities import identity_key
 from app.authority.platforms import Platform, platform_key
 from app.authority.records import UNSHOWN, issue_denied, issued
-from app.authority.rights import Rights
+from app.authority.rights import Client, Rights
 from app.authority.roles import role_key
 from app.gate.claims import Claims, Grant
 from tests.authority.test_decide import DEPLOYER
@@ -57,7 +57,7 @@ def test_a_platform_is_there_as_long_as_its_record_can_be_read():
 
 
 def test_an_identity_is_proved_by_its_secret_to_the_issuer_it_belongs_to():
-    assert rights().authenticate("svc:ci", OURS, SECRET, NOW_S) == (CI, KEPT)
+    assert rights().authenticate("svc:ci", OURS, SECRET, NOW_S) == Client(CI, KEPT.id)
 
 
 @pytest.mark.parametrize(

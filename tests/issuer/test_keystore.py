@@ -34,9 +34,9 @@ def statuses(store: Keystore, now_s: int) -> dict[str, str]:
 
 
 def issued(store: Keystore, now_s: int, ttl_s: int = 300) -> Minted:
-    made = issue(TriggerTokenRequest(ISS, AUD, "service:ci", "acme", ("a",), "once", ttl_s), store, now_s)
-    assert isinstance(made, Minted), made
-    return made
+    made = issue([TriggerTokenRequest(ISS, AUD, "service:ci", "acme", ("a",), "once", ttl_s)], store, now_s)
+    assert isinstance(made, list), made
+    return made[0]
 
 
 def verdict(token: str, store: Keystore):

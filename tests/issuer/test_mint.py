@@ -11,7 +11,7 @@ from app.gate.keyset import KeySet, dev_key
 from app.gate.reference import is_handle
 from app.gate.token import VerifiedToken, verify
 from app.issuer.keystore import SigningKey
-from app.issuer.mint import Minted, Refusal, TriggerTokenRequest, dev_signing_key, is_secret_name, mint, new_handle
+from app.issuer.mint import DevKeys, Minted, Refusal, TriggerTokenRequest, is_secret_name, mint, new_handle
 from tests.support.tokens import AUD, ED_PRIVATE, HEADER, ISS, JTI, KEYS, NOW_S, PRIVATE, RING, token
 
 KEY = SigningKey("k1", "ES256", PRIVATE)
@@ -156,7 +156,7 @@ def test_ordinary_names_are_not_secrets(name):
 def test_ed25519_and_the_development_secret_sign_too():
     assert isinstance(verify(asked(SigningKey("ed1", "EdDSA", ED_PRIVATE)).token, RING, AUD), VerifiedToken)
     secret = b"x" * 32
-    made = asked(dev_signing_key(secret)).token
+    made = asked(DevKeys(secret).signing_key(0)).token
     got = verify(made, {ISS: KeySet({}, frozenset()).with_dev_key(dev_key(secret))}, AUD)
     assert isinstance(got, VerifiedToken)
     assert got.insecure
@@ -164,5 +164,5 @@ def test_ed25519_and_the_development_secret_sign_too():
 
 
 def test_a_signing_key_shows_its_name_only():
-    assert repr(dev_signing_key(b"hush" * 8)) == "SigningKey('dev', 'HS256')"
+    assert repr(DevKeys(b"hush" * 8).signing_key(0)) == "SigningKey('dev', 'HS256')"
     assert "PRIVATE" not in repr(KEY)

@@ -24,7 +24,7 @@ from tests.rows.world import World
 from tests.support.jose import b64, changed, public_jwk, signed
 from tests.support.reader import read_topic
 
-NOTHING_MATCHED, FAILED, USAGE = 5, 1, 2
+NOTHING_MATCHED, FAILED, USAGE, NOT_ALLOWED = 5, 1, 2, 4
 STORM = 2_000
 FRESH = 100
 TOPICS = (
@@ -307,9 +307,11 @@ def test_a_token_dies_with_its_job_and_stays_dead_when_it_is_defined_again(world
 
 
 def test_nothing_is_bound_to_what_is_not_there_and_a_binding_nobody_knows_is_refused(world: World) -> None:
-    said = world.tollgate("token", "issue", "--job", NIGHTLY, "--ttl", "5m", "--bound-to", "device/none", code=USAGE)
+    said = world.tollgate(
+        "token", "issue", "--job", NIGHTLY, "--ttl", "5m", "--bound-to", "device/none", code=NOT_ALLOWED
+    )
     assert said.stdout == ""
-    assert "device/none" in said.stderr
+    assert "bound_object_gone" in said.stderr
     seen = world.present(
         plain(world.ours.token(grant={"bound_to": {"object": "device/none"}})),
         plain(world.ours.token(grant={"bound_to": {"object": f"job/{NIGHTLY}"}})),
