@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app.authority.identities import Identity, keys_at
+from app.authority.identities import Identity, key_at
 from app.gate import limits
 from app.gate.jws import parse_unverified, read_jws
 from app.gate.keyset import VerificationKey, es256_key
@@ -55,8 +55,7 @@ def check_assertion(
     if isinstance(header, JSONRefused):
         return None
     algorithm, kid, typ, extra = header
-    keys = keys_at(identity, now_s) if identity is not None else None
-    known = keys.keys.get(kid) if keys is not None and isinstance(kid, str) else None
+    known = key_at(identity, kid, now_s) if identity is not None and isinstance(kid, str) else None
     key = known if known is not None and known.algorithm == algorithm else _NOBODYS
     holds = key.verify(signing_input, signature)
     if not holds or key is _NOBODYS or identity is None or extra is not None or typ not in TYPES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from msgspec import Meta
 from app.gate import limits
 from app.gate.base64url import encode
 from app.gate.definitions import BirthId, Name, Version, read_record
-from app.gate.keyset import EDDSA, ES256, JWKSInvalid, KeySet
+from app.gate.keyset import EDDSA, ES256, JWKSInvalid, KeySet, VerificationKey
 from app.gate.redact import token_shaped
 
 IDENTITY_PREFIX: Final = "identity/"
@@ -57,13 +58,21 @@ class ClientSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
     not_after_s: At | None = None  # None: until it is rotated
 
 
-class ClientKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="key"):
+class ClientKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="key", dict=True):
     """A public key, for private_key_jwt (RFC 7523 section 2.2); its id is its kid."""
 
     id: CredentialId
     jwk: dict[str, Any]
     not_before_s: At = 0
     not_after_s: At | None = None
+
+    @cached_property
+    def key(self) -> VerificationKey:
+        """Read once, when the record is: an assertion costs the same whether or not its client exists.
+
+        Raises JWKSInvalid.
+        """
+        return KeySet.from_jwks(msgspec.json.encode({"keys": [self.jwk]}), CLIENT_ALGORITHMS).keys[self.id]
 
 
 Credential = ClientSecret | ClientKey
@@ -128,10 +137,10 @@ def check_secret(identity: Identity | None, unverified_secret: str, now_s: int) 
     return candidate if holds and candidate is not _NOBODYS else None
 
 
-def keys_at(identity: Identity, now_s: int) -> KeySet | None:
-    """The public keys an assertion of this client may be signed with now; None: it has none."""
-    jwks = [each.jwk for each in identity.credentials_at(now_s) if isinstance(each, ClientKey)]
-    return KeySet.from_jwks(msgspec.json.encode({"keys": jwks}), CLIENT_ALGORITHMS) if jwks else None
+def key_at(identity: Identity, kid: str, now_s: int) -> VerificationKey | None:
+    """The public key of that name, if an assertion of this client may be signed with it now."""
+    found = (each.key for each in identity.credentials_at(now_s) if isinstance(each, ClientKey) and each.id == kid)
+    return next(found, None)
 
 
 def secret_id(unverified_secret: str) -> str:
@@ -230,7 +239,7 @@ def _credential_fault(credential: Credential) -> str | None:
     if credential.jwk.get("kid") != credential.id:
         return f"{credential.id} is not the kid of its key"
     try:
-        KeySet.from_jwks(msgspec.json.encode({"keys": [credential.jwk]}), CLIENT_ALGORITHMS)
+        credential.key  # noqa: B018 - read here
     except JWKSInvalid as error:
         return str(error)
     return None

@@ -1,9 +1,11 @@
 """Client assertions (RFC 7523): a valid one, and each difference from it."""
 
+import msgspec
 import pytest
 
 from app.authority.assertion import LIFETIME_MAX_S, Proven, check_assertion, is_assertion, named_by
-from app.authority.identities import ClientKey, Identity
+from app.authority.identities import ClientKey, Identity, identity_from_record, identity_key
+from app.gate.keyset import KeySet
 from tests.support.jose import ABSENT, changed
 from tests.support.tokens import NOW_S, OTHER, PRIVATE, public_jwk, signed
 
@@ -80,6 +82,16 @@ def test_nobody_is_proven_even_by_the_key_that_stands_for_nobody():
     everyones = ec.derive_private_key(1, ec.SECP256R1())
     for identity in (None, CI, Identity("svc:ci", 1, "service", AUDIENCE, "acme")):
         assert checked(assertion({"kid": "nobody's"}, everyones), identity) is None
+
+
+def test_a_client_s_keys_are_read_with_its_record_and_never_for_an_assertion(monkeypatch):
+    known = identity_from_record(identity_key("svc:ci"), msgspec.json.encode(CI))
+    assert known == CI
+    read = []
+    monkeypatch.setattr(KeySet, "from_jwks", lambda *given: read.append(given))
+    assert checked(assertion(), known) == Proven("k1", "a1", NOW_S + 60)
+    assert checked(assertion(private=OTHER), known) is None
+    assert read == []
 
 
 def test_one_signature_is_checked_whoever_asks(monkeypatch):

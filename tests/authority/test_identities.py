@@ -16,7 +16,7 @@ from app.authority.identities import (
     identity_from_record,
     identity_key,
     keep_secret,
-    keys_at,
+    key_at,
     kind_of,
     rotated,
     secret_text,
@@ -181,9 +181,10 @@ def test_what_is_kept_of_a_secret_is_sha_256_of_the_salt_and_it():
 def test_a_clients_keys_are_those_that_are_valid_now():
     later = ClientKey("k2", public_jwk("k2"), not_before_s=NOW_S + 10)
     identity = msgspec.structs.replace(CI, credentials=(KEPT, KEY, later))
-    assert set(keys_at(identity, NOW_S).keys) == {"k1"}
-    assert set(keys_at(identity, NOW_S + 10).keys) == {"k1", "k2"}
-    assert keys_at(msgspec.structs.replace(CI, credentials=(KEPT,)), NOW_S) is None
+    assert key_at(identity, "k1", NOW_S) is KEY.key
+    assert key_at(identity, "k2", NOW_S) is None
+    assert key_at(identity, "k2", NOW_S + 10) is later.key
+    assert key_at(msgspec.structs.replace(CI, credentials=(KEPT,)), "k1", NOW_S) is None
 
 
 # ── rotation ──
