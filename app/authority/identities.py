@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
@@ -19,6 +20,7 @@ from app.gate import limits
 from app.gate.base64url import encode
 from app.gate.definitions import BirthId, Name, Version, read_record
 from app.gate.keyset import EDDSA, ES256, JWKSInvalid, KeySet, VerificationKey
+from app.gate.records import UNREADABLE
 from app.gate.redact import token_shaped
 
 IDENTITY_PREFIX: Final = "identity/"
@@ -196,7 +198,7 @@ def identity_key(name: str) -> bytes:
 
 def identity_from_record(key: bytes, value: bytes) -> Identity | str:
     """A record under `identity/{name}`, or one clause that says what is wrong and where."""
-    identity = read_record(key, value, Identity, IDENTITY_PREFIX)
+    identity = read_record(key, _without_former(value), Identity, IDENTITY_PREFIX)
     if isinstance(identity, str):
         return identity
     kind = kind_of(identity.name)
@@ -217,6 +219,28 @@ def identity_from_record(key: bytes, value: bytes) -> Identity | str:
             return f"credentials: {fault}"
     return identity
 
+
+def _without_former(value: bytes) -> bytes:
+    """A record less the secrets kept as scrypt hashes, as they were before: nobody proves anything by them.
+
+    So whoever has such a record can be rotated, disabled and removed like anyone, and has other credentials as ever.
+    """
+    if b'"n":' not in value:
+        return value
+    try:
+        members = msgspec.json.decode(value)
+        members["credentials"] = [each for each in members["credentials"] if not is_former(each)]
+    except (*UNREADABLE, TypeError, KeyError, AttributeError):
+        return value  # what is wrong with it, its own reading says
+    return msgspec.json.encode(members)
+
+
+def is_former(credential: Mapping[str, Any]) -> bool:
+    """Whether this credential, as a record has it, is a secret kept by a hash that is taken no more."""
+    return credential.get("kind") == "secret" and credential.keys() >= _SCRYPT
+
+
+_SCRYPT: Final = frozenset(("n", "r", "p"))  # its parameters (RFC 7914)
 
 NAME_FAULT: Final = (
     f"an identity is named KIND:NAME, KIND one of {', '.join(KIND_OF)}, NAME letters, digits and . _ ~ : @ / + -"

@@ -264,11 +264,13 @@ def _told_overlap(old: int, ends_s: int) -> str:
 
 
 def _without_hashes(row: dict[str, Any]) -> dict[str, Any]:
-    if "credentials" not in row:
+    from app.authority.identities import is_former
+
+    if "error" in row or "credentials" not in row:
         return row
-    return row | {
-        "credentials": [
-            {member: each[member] for member in ("id", "kind", "not_before_s", "not_after_s")}
-            for each in row["credentials"]
-        ]
-    }
+    shown = [
+        {member: each[member] for member in ("id", "kind", "not_before_s", "not_after_s")}
+        | ({"former": "kept by a hash that is taken no more: `tollgate identities rotate`"} if is_former(each) else {})
+        for each in row["credentials"]
+    ]
+    return row | {"credentials": shown}

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+from confluent_kafka import Producer
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.api.conftest import Deployment
@@ -86,6 +87,26 @@ def trusted(deployment: Deployment) -> Authority:
 def error(answer: httpx.Response) -> tuple[int, str, str | None]:
     assert answer.headers["content-type"] == "application/json"
     return answer.status_code, answer.json()["error"], answer.json().get("reason")
+
+
+def test_an_identity_whose_secret_was_kept_as_it_was_before_is_rotated_like_any(authority: Authority) -> None:
+    name, before = authority.identity()
+    registry = authority.deployment.prefix + "registry"
+    written = [read for read in reader.read_topic(authority.deployment.bootstrap, registry).records
+               if read.key == f"identity/{name}".encode()]  # fmt: skip
+    of_before = json.loads(written[-1].value or b"{}")
+    of_before["credentials"][0] |= {"n": 1 << 14, "r": 8, "p": 1}
+    producer = Producer({"bootstrap.servers": authority.deployment.bootstrap})
+    producer.produce(registry, json.dumps(of_before).encode(), f"identity/{name}".encode(), partition=0)
+    assert producer.flush(30) == 0
+    deadline = time.monotonic() + 10
+    while authority.ask((name, before), scope=f"job:{JOB}").status_code != 401:
+        assert time.monotonic() < deadline
+    (listed,) = (row for row in map(json.loads, authority.tollgate("identities", "list").splitlines())
+                 if row["name"] == name)  # fmt: skip
+    assert "rotate" in listed["credentials"][0]["former"]
+    assert authority.token((name, authority.tollgate("identities", "rotate", name)))
+    authority.tollgate("identities", "disable", name)
 
 
 def test_a_client_gets_a_token_by_its_secret_and_starts_a_job_with_it(authority: Authority) -> None:

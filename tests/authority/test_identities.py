@@ -95,6 +95,22 @@ def test_a_record_cannot_make_a_wrong_secret_dear():
     assert "unknown member" in read(credentials=[secret | {"n": 1 << 14}, key])
 
 
+def former(credential):
+    """As a record had it when secrets were kept as scrypt hashes."""
+    return credential | {"n": 1 << 14, "r": 8, "p": 1}
+
+
+def test_a_secret_kept_as_it_was_before_proves_nobody_and_leaves_the_identity_readable():
+    (secret, key) = json.loads(record())["credentials"]
+    there = read(credentials=[former(secret), key])
+    assert there == msgspec.structs.replace(CI, credentials=(KEY,))
+    assert check_secret(there, SECRET, NOW_S) is None
+    assert rotated(there, (KEPT,), NOW_S, 0).credentials == (KEPT,)
+    assert read(credentials=[former(secret)]).credentials == ()
+    assert "unknown member" in read(credentials=[former(key)])
+    assert "unknown member" in read(credentials=[former(secret)], frob=1)
+
+
 @pytest.mark.parametrize("under", ["svc:cd", "ci", ""])
 def test_a_record_stands_under_its_own_name_only(under):
     assert "its own key" in identity_from_record(identity_key(under), record())
