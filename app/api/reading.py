@@ -6,7 +6,6 @@ nobody's and none at all are told alike.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from litestar.types import Receive, Scope, Send
 
 from app.api import operations as described
 from app.api.caller import Caller, identify
+from app.api.places import Places
 from app.api.problems import RETRY_AFTER_S, Problem
 from app.api.receipts import Subscription, emitter_of
 from app.api.requests import answer, bearer_token, headers_of, object_of
@@ -38,13 +38,14 @@ CHECK_EVERY_S: Final = 1.0  # whether the token is still honoured, and the reade
 EMITTER_STREAMS_MAX: Final = 20  # of one emitter at once, so that none takes all of serve.streams_max
 RESUME_MAX: Final = 500_000  # receipts, of everyone, between where a stream resumes and the end
 EXPLAIN_TIMEOUT_S: Final = 10.0
+EXPLAIN_AT_ONCE, EXPLAIN_OF_ONE, EXPLAIN_LINE_MAX = 3, 1, 8
 _NOWHERE: Final = 1 << 50  # an offset that no trigger has: a dry run is no trigger's retry
 _TOLD_TO_NOBODY: Final = ("params", "definition_version", "identity", "home_by")  # more than a receipt says
 
 
 def routes(service: Service) -> list[HTTPRouteHandler]:
     """Receipts, their stream, and the dry run."""
-    explaining = asyncio.Semaphore(1)
+    explaining = Places(EXPLAIN_AT_ONCE, EXPLAIN_OF_ONE, EXPLAIN_LINE_MAX, EXPLAIN_TIMEOUT_S, late="overloaded")
 
     @get("/v1/receipts/{trigger_id:str}", opt=described.operation(described.GET_RECEIPT))
     async def receipt(request: Request[Any, Any, Any]) -> ASGIResponse:
@@ -55,7 +56,7 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
             raise Problem("receipt_unknown")
         value = service.receipts.newest(trigger_id)
         if value is None:
-            value = await service.search.find(int(coordinates[1]), int(coordinates[2]))
+            value = await service.search.find(int(coordinates[1]), int(coordinates[2]), caller.emitter)
         if value is None or emitter_of(value) != caller.emitter:
             raise Problem("receipt_unknown")
         return answer(value, headers={"Cache-Control": "private, no-store"})
@@ -71,17 +72,14 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
     async def explain(request: Request[Any, Any, Any]) -> ASGIResponse:
         headers = headers_of(request.scope)
         token = bearer_token(headers)
-        await identify(service.tables, token)
+        caller = await identify(service.tables, token)
         trigger = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
         record = Record(
             0, _NOWHERE, time.time_ns() // 1_000_000, True, None, msgspec.json.encode(trigger),
             ((AUTHORIZATION, f"Bearer {token}".encode()),),
         )  # fmt: skip
-        try:
-            async with asyncio.timeout(EXPLAIN_TIMEOUT_S), explaining:
-                told = await judged(service.cluster, service.tables, service.settings.kafka.prefix, record)
-        except TimeoutError:
-            raise Problem("overloaded") from None
+        async with explaining.place(caller.emitter):
+            told = await judged(service.cluster, service.tables, service.settings.kafka.prefix, record)
         return answer(msgspec.json.encode(_for_a_stranger(told)))
 
     return [receipt, stream, explain]

@@ -23,7 +23,7 @@ from app.api.service import Service
 from app.gate.claims import ClaimRefused, Claims, read_claims
 from app.gate.reasons import Rejected
 from app.gate.reference import GRANT_TYP, HANDLE_START, handle_digest
-from app.gate.token import EVERY_CLASS, parse_unverified
+from app.gate.token import EVERY_CLASS
 
 _CLASS_OF: Final = {**EVERY_CLASS, GRANT_TYP: "trigger"}
 

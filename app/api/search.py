@@ -7,16 +7,15 @@ are read from then on, the trigger's own first, as long as one request may take.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Final
 
-from app.api.problems import Problem
+from app.api.places import Places
 from app.api.receipts import Receipts
 from app.stream.log import Partition
 
-SEARCH_TIMEOUT_S: Final = 5.0
-AT_ONCE: Final = 2
+TIMEOUT_S: Final = 5.0
+AT_ONCE, OF_ONE, LINE_MAX = 4, 2, 32
 CLOCKS_DIFFER_MS: Final = 120_000  # receipts bear the gate's time, triggers the broker's
 DAY_MS: Final = 86_400_000
 
@@ -26,17 +25,14 @@ class Search:
 
     def __init__(self, receipts: Receipts, triggers_topic: str) -> None:
         self._receipts, self._triggers_topic = receipts, triggers_topic
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._places = Places(AT_ONCE, OF_ONE, LINE_MAX, TIMEOUT_S, late="search_exhausted")
 
-    async def find(self, lane: int, offset: int) -> bytes | None:
+    async def find(self, lane: int, offset: int, caller: str) -> bytes | None:
         """The receipt of a trigger; None when there is none. Raises Problem when it would take too long."""
         if lane >= self._receipts.lanes:
             return None
-        try:
-            async with asyncio.timeout(SEARCH_TIMEOUT_S), self._free:
-                return await self._find((self._triggers_topic, lane), offset)
-        except TimeoutError:
-            raise Problem("search_exhausted") from None
+        async with self._places.place(caller):
+            return await self._find((self._triggers_topic, lane), offset)
 
     async def _find(self, source: Partition, offset: int) -> bytes | None:
         cluster = self._receipts.cluster

@@ -72,7 +72,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
             and (token_class is None or token_class == each.token_class)
         ]  # fmt: skip
         found.sort(key=lambda each: each.issued_at_ms, reverse=True)
-        used = await service.used.among(found[:LISTED_MAX])
+        used = await service.used.among(found[:LISTED_MAX], client.identity.name)
         rows = [_listed(service, each) for each in found[:LISTED_MAX] if each.jti not in used]
         return answer(msgspec.json.encode({"tokens": rows, "more": len(found) > LISTED_MAX}), headers=NO_STORE)
 

@@ -13,16 +13,18 @@ from typing import Final
 
 from aiokafka.errors import KafkaError
 
+from app.api.places import Places
 from app.api.problems import Problem
 from app.authority.records import Issued
 from app.gate.claims import Claims
 from app.gate.idempotency import JTI_DIGEST_BYTES, home_lane, jti_identity, jti_scope, of_one_shot, unpack
+from app.gate.standing import emitter
 from app.stream.cluster import Cluster
 
 TIMEOUT_S: Final = 5.0
+AT_ONCE, OF_ONE, LINE_MAX = 4, 2, 32  # of the tokens of one subject, or of the listings of one client
 LOOK_MAX: Final = 10_000  # offsets of the table, of all lanes, that one listing looks through
 LOOK_TIMEOUT_S: Final = 2.0
-AT_ONCE: Final = 4
 CLOCKS_DIFFER_MS: Final = 120_000  # tokens bear the issuer's time, the table the broker's
 
 
@@ -31,7 +33,7 @@ class Used:
 
     def __init__(self, cluster: Cluster, topic: str, lanes: int) -> None:
         self._cluster, self._topic, self._lanes = cluster, topic, lanes
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._places = Places(AT_ONCE, OF_ONE, LINE_MAX, TIMEOUT_S, late="not_ready")
         self._known: dict[str, int] = {}  # jtis that were found used, and when they expire
 
     async def was(self, claims: Claims) -> bool:
@@ -41,7 +43,7 @@ class Used:
             return False
         partition = (self._topic, home_lane(identity.home_by, self._lanes))
         try:
-            async with asyncio.timeout(TIMEOUT_S), self._free:
+            async with self._places.place(emitter(claims)):
                 first = await self._cluster.first_since(partition, max(claims.iat * 1000 - CLOCKS_DIFFER_MS, 0))
                 if first is None:
                     return False
@@ -52,10 +54,10 @@ class Used:
                         if record.key == identity.digest:
                             found = record.value is not None  # a tombstone: swept, and long out of its time
                 return found
-        except (TimeoutError, KafkaError):
+        except KafkaError:
             raise Problem("not_ready", "whether the token was used cannot be told now") from None
 
-    async def among(self, issued: Iterable[Issued]) -> set[str]:
+    async def among(self, issued: Iterable[Issued], client: str) -> set[str]:
         """The jtis of one-shot tokens that have become a run, as far as that is told cheaply.
 
         Where more was decided since the oldest of them was issued, or Kafka does not answer, it is those that were
@@ -63,8 +65,9 @@ class Used:
         """
         asked = [each for each in issued if each.uses == "once" and each.jti not in self._known]
         if asked:
-            with contextlib.suppress(TimeoutError, KafkaError, ValueError):  # ValueError: entries of a later version
-                async with asyncio.timeout(LOOK_TIMEOUT_S), self._free:
+            # ValueError: entries of a later version
+            with contextlib.suppress(Problem, TimeoutError, KafkaError, ValueError):
+                async with asyncio.timeout(LOOK_TIMEOUT_S), self._places.place(client):
                     await self._look_for(asked)
         return set(self._known)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,23 @@ def unconnected(directory: Path, **serve: Any) -> Service:
         empty_world(settings, found), 1.0,
     )  # fmt: skip
     return Service(settings, found, cluster, tables, Rights())
+
+
+@asynccontextmanager
+async def listening(service: Service) -> AsyncIterator[str]:
+    """The service on a listener, served by the program's own server within this event loop; the address."""
+    listener = server._bound("serve.port", "127.0.0.1", 0)
+    serving = server._Server(server._config(public(service), service.settings.serve, tls=False))
+    task = asyncio.create_task(serving.serve([listener]))
+    while not serving.started:  # noqa: ASYNC110 - it has no event for it
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://{server._address(listener)}"
+    finally:
+        serving.should_exit = True
+        service.receipts.let_go()
+        await task
+        await service.cluster.stop()
 
 
 @contextmanager

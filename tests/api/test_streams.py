@@ -12,11 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api import reading, server
-from app.api.application import public
+from app.api import reading
 from app.api.receipts import Receipts
 from app.stream.log import Watermarks
-from tests.api.closed import unconnected
+from tests.api.closed import listening, unconnected
 from tests.api.test_caller import live, tables
 from tests.support.tokens import token
 
@@ -110,16 +109,8 @@ async def a_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(reading, "EMITTER_STREAMS_MAX", 3)
     service = unconnected(tmp_path, streams_max=5)
     service.tables = tables()
-    listener = server._bound("serve.port", "127.0.0.1", 0)
-    serving = server._Server(server._config(public(service), service.settings.serve, tls=False))
-    task = asyncio.create_task(serving.serve([listener]))
-    while not serving.started:  # noqa: ASYNC110 - it has no event for it
-        await asyncio.sleep(0.01)
-    yield service.receipts, f"http://{server._address(listener)}/v1/receipts/stream"
-    serving.should_exit = True
-    service.receipts.let_go()
-    await task
-    await service.cluster.stop()
+    async with listening(service) as address:
+        yield service.receipts, f"{address}/v1/receipts/stream"
 
 
 def bearer(sub: str) -> dict[str, str]:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.gate.reasons import BY_CODE
-from app.gate.token import KeyWanted, VerifiedToken, parse_unverified, verify
+from app.gate.jws import parse_unverified
+from app.gate.token import KeyWanted, VerifiedToken, verify
 from tests.support.jose import ABSENT, b64
 from tests.support.tokens import (
     AUD,
