@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import ssl
 import stat
 import time
 from collections.abc import Mapping
@@ -27,10 +26,12 @@ from app.config import JWT_SECRET, ConfigError, Settings, file_that_says
 from app.gate import limits
 from app.gate.keyset import HS256, JWKSInvalid, KeyRing, KeySet, VerificationKey, dev_key
 from app.telemetry import JWKS_AGE, JWKS_FETCHES, Event, log
+from app.tls import verifying
 
 if TYPE_CHECKING:
     import httpx
 
+_CAFILE: Final = "gate.jwks_cafile"
 FILE_POLL_S: Final = 0.5
 FETCH_TIMEOUT_S: Final = 5.0
 WANT_TIMEOUT_S: Final = 1.0  # a trigger with an unknown kid is held no longer
@@ -104,7 +105,7 @@ class JwksFollower:
         self._max_stale_s = gate.jwks_max_stale_s
         self._cafile = gate.jwks_cafile
         if self._cafile is not None:
-            _tls(self._cafile)  # a wrong setting stops the start, not the first fetch
+            verifying(self._cafile, _CAFILE)  # a wrong setting stops the start, not the first fetch
         secret = load_dev_secret(settings)
         self._dev_key: VerificationKey | None = None if secret is None else dev_key(secret)
         self._sources: dict[str, _Source] = {}
@@ -380,23 +381,12 @@ def _https_client(cafile: Path | None) -> httpx.AsyncClient:
     import httpx  # by those alone whose issuers publish over HTTPS
 
     return httpx.AsyncClient(
-        verify=_tls(cafile),
+        verify=verifying(cafile, _CAFILE),
         follow_redirects=False,  # a redirect would move the root of trust
         timeout=FETCH_TIMEOUT_S,
         trust_env=False,  # no proxy, no .netrc
         headers={"accept": "application/jwk-set+json, application/json", "accept-encoding": "identity"},
     )
-
-
-def _tls(cafile: Path | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=cafile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"setting gate.jwks_cafile: {cafile} cannot be loaded: {error}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = True
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def _cancel(source: _Source) -> list[asyncio.Task[None]]:

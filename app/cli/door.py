@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from app.cli import common
+from app.tls import verifying
 
 if TYPE_CHECKING:
     import httpx
@@ -128,7 +129,7 @@ def ask(settings: Settings, method: str, url: str, path: str, auth: tuple[str, s
     headers = {"Authorization": f"Bearer {auth}"} if isinstance(auth, str) else {}
     verify: ssl.SSLContext | bool = True
     if settings.login.cafile is not None:
-        verify = ssl.create_default_context(cafile=str(settings.login.cafile))
+        verify = verifying(settings.login.cafile, "login.cafile")
     try:
         with httpx.Client(verify=verify, trust_env=url.startswith("https:"), timeout=TIMEOUT_S) as client:
             answer = client.request(

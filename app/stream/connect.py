@@ -6,6 +6,7 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from app.config import ConfigError, Kafka
+from app.tls import verifying
 
 if TYPE_CHECKING:
     from aiokafka.client import AIOKafkaClient
@@ -74,14 +75,7 @@ async def why_unseen(client: AIOKafkaClient, topic: str) -> KafkaError:
 
 
 def _tls(kafka: Kafka) -> ssl.SSLContext:
-    """Server certificates and host names are always verified."""
-    try:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=kafka.ssl_cafile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"setting kafka.ssl_cafile: {kafka.ssl_cafile} cannot be loaded: {error}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = True
-    context.verify_mode = ssl.CERT_REQUIRED
+    context = verifying(kafka.ssl_cafile, "kafka.ssl_cafile")
     if kafka.ssl_certfile is None:
         if kafka.ssl_keyfile is not None:
             raise ConfigError("setting kafka.ssl_keyfile is given without kafka.ssl_certfile: mutual TLS needs both")

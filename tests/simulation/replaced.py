@@ -62,7 +62,7 @@ def simulated() -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         (cluster, "Connections", Wire), (store, "Rdict", Table), (store, "WriteBatch", WriteBatch),
         (store, "_options", lambda: None), (store, "_scan_options", lambda: None),
-        (shutil, "rmtree", lambda path, **_: DISK.get().remove(path)), (trust, "_tls", lambda _: None),
+        (shutil, "rmtree", lambda path, **_: DISK.get().remove(path)), (trust, "verifying", lambda *_: None),
     ]  # fmt: skip
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     configured = log._level, log._write
