@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
+
+from app.outage import Outage
 
 LIBRARY_CHARACTERS_MAX: Final = 500
 
@@ -44,6 +47,8 @@ class Event:
     HANDOFF_FOREIGN: Final = "handoff_foreign"
     FETCH_FAILED: Final = "fetch_failed"
     READ_WAITS: Final = "read_waits"
+    KAFKA_UNREACHABLE: Final = "kafka_unreachable"
+    KAFKA_REACHED: Final = "kafka_reached"
     SERVE_STARTED: Final = "serve_started"
     SERVE_STOPPING: Final = "serve_stopping"
     SERVE_STOPPED: Final = "serve_stopped"
@@ -64,6 +69,8 @@ class Log:
         self.lost = 0  # entries that could not be written
         self._level = logging.INFO
         self._write: Callable[[Entry], None] = _json_line
+        unreachable = partial(self.warning, Event.KAFKA_UNREACHABLE)
+        self.outage = Outage(unreachable, unreachable, partial(self.info, Event.KAFKA_REACHED))
 
     def configure(self, level: int, write: Callable[[Entry], None]) -> None:
         self._level, self._write = level, write
@@ -76,6 +83,12 @@ class Log:
 
     def error(self, event: str, **fields: Any) -> None:
         self._tell(logging.ERROR, event, fields)
+
+    def failed(self, event: str, error: BaseException | None, *, level: int = logging.WARNING, **fields: Any) -> None:
+        """What fails again and again while Kafka cannot be reached: an outage counts it, once it was told."""
+        name = type(error).__name__
+        if not self.outage.counts(f"{event} {name} {fields.get('lane')}", f"{event} {name}"):
+            self._tell(level, event, {**fields, "error": name})
 
     @contextmanager
     def into(self, entries: list[Entry]) -> Iterator[None]:
@@ -134,12 +147,18 @@ _COLOURS: Final = {"warning": "\x1b[33m", "error": "\x1b[31m"}
 log: Final = Log()
 
 
+_UNREACHABLE: Final = ("Unable connect to ", "Unable to update metadata from ")  # aiokafka, of a broker
+
+
 class _FromLibraries(logging.Handler):
     """What libraries tell the standard library: an entry like any other, so that every line can be read by machines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             fields = {"logger": record.name, "what": record.getMessage()[:LIBRARY_CHARACTERS_MAX]}
+            unreachable = str(record.msg).startswith(_UNREACHABLE)
+            if not record.exc_info and log.outage.counts(str(record.msg), fields["what"], unreachable=unreachable):
+                return
             if record.exc_info and record.exc_info[1] is not None:
                 fields["error"] = repr(record.exc_info[1])[:LIBRARY_CHARACTERS_MAX]
             log.warning(Event.LIBRARY, **fields)

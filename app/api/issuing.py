@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -213,7 +214,7 @@ class Issuing:
                 sent = [await producer.send(name, value, key=key, partition=0) for key, value in records]
                 await asyncio.gather(*sent)
         except (TimeoutError, KafkaError, AssertionError) as error:
-            log.error(Event.PUBLISH_FAILED, error=type(error).__name__)
+            log.failed(Event.PUBLISH_FAILED, error, level=logging.ERROR)
             if not isinstance(error, TimeoutError):
                 self._producer.renew(producer)
             raise Problem("outcome_unknown") from None

@@ -65,7 +65,7 @@ class Producer:
             except (Exception, asyncio.CancelledError) as error:
                 if self._stopped:  # else it is a task of the library's own that was cancelled while it was awaited
                     raise
-                log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)
+                log.failed(Event.PUBLISH_FAILED, error)
                 await asyncio.sleep(RETRY_S)
 
 
@@ -78,4 +78,4 @@ async def _stop(producer: AIOKafkaProducer) -> None:
     _, late = await asyncio.wait({stopping}, timeout=STOP_TIMEOUT_S)
     error = TimeoutError() if late else asyncio.CancelledError() if stopping.cancelled() else stopping.exception()
     if error is not None:
-        log.warning(Event.PUBLISH_FAILED, error=type(error).__name__)
+        log.failed(Event.PUBLISH_FAILED, error)

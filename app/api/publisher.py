@@ -7,6 +7,7 @@ settle in time may still be written later: then the outcome is unknown, and the 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -99,12 +100,12 @@ class Publisher:
     def _settled(self, sending: asyncio.Future[Any]) -> None:
         self._unsettled -= 1
         if not sending.cancelled() and sending.exception() is not None:
-            log.warning(Event.PUBLISH_FAILED, error=type(sending.exception()).__name__)
+            log.failed(Event.PUBLISH_FAILED, sending.exception())
 
     def _refused(self, producer: AIOKafkaProducer, error: BaseException, *, sent: bool) -> Problem:
         if isinstance(error, MessageSizeTooLargeError):
             return Problem("record_too_large")
-        log.error(Event.PUBLISH_FAILED, error=type(error).__name__)
+        log.failed(Event.PUBLISH_FAILED, error, level=logging.ERROR)
         if isinstance(error, _NEVER_WRITTEN):
             return Problem("kafka_unavailable")
         if not isinstance(error, TimeoutError):

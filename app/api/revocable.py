@@ -21,6 +21,7 @@ from app.api.issuing import Issuing
 from app.api.problems import Problem
 from app.api.service import Service
 from app.gate.claims import ClaimRefused, Claims, read_claims
+from app.gate.jws import parse_unverified
 from app.gate.reasons import Rejected
 from app.gate.reference import GRANT_TYP, HANDLE_START, handle_digest
 from app.gate.token import EVERY_CLASS

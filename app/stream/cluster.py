@@ -229,7 +229,7 @@ class Cluster:
                 moved = await self._poll_once(node)
             except Exception as error:
                 # Whatever it is: a poller that ended would hold every lane without a word.
-                log.warning(Event.FETCH_FAILED, node=node, error=type(error).__name__)
+                log.failed(Event.FETCH_FAILED, error, node=node)
                 moved = True
             if moved:
                 await asyncio.sleep(RETRY_S)
@@ -257,6 +257,7 @@ class Cluster:
         wait_ms = SETTLING_WAIT_MS if sent_at_s - self._followed_at_s < SETTLING_S else FETCH_WAIT_MS
         request = FetchRequest(wait_ms, 1, FETCH_BYTES, _READ_COMMITTED, list(topics.items()))
         response = await self._client.send(node, request, group="fetch")
+        log.outage.answered()
         moved = False
         for topic, rows in response.topics:
             for row in rows:

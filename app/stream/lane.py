@@ -167,7 +167,7 @@ class Lane:
                     retry_s = max(retry_s, RETRY_FIRST_S * 4)
                 except (CommitUnknown, KafkaError, TimeoutError, OSError) as error:
                     self._baffled_since_s = None
-                    log.warning(Event.LANE_RETRY, lane=self.number, error=type(error).__name__, what=str(error)[:300])
+                    log.failed(Event.LANE_RETRY, error, lane=self.number, what=str(error)[:300])
                 except OffsetGone as error:
                     # A zombie may miss what its successor has decided: only the newest checkpoint can tell.
                     if gone:

@@ -259,7 +259,7 @@ class Worker:
             except administration.TopicsError as error:  # a founding record or a checkpoint that is none
                 complaint = str(error)
             except Exception as error:  # brokers that do not answer say nothing about topics; lanes tell of them
-                log.warning(Event.TOPICS_UNSEEN, error=type(error).__name__, what=str(error)[:300])
+                log.failed(Event.TOPICS_UNSEEN, error, what=str(error)[:300])
                 continue
             if complaint is not None and wrong:
                 raise administration.TopicsError(complaint)
