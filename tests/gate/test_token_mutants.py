@@ -5,8 +5,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.gate.reasons import BY_CODE
 from app.gate.jws import parse_unverified
+from app.gate.reasons import BY_CODE
 from app.gate.token import KeyWanted, VerifiedToken, verify
 from tests.support.jose import ABSENT, b64
 from tests.support.tokens import (
