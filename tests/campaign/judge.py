@@ -310,7 +310,7 @@ def stores_as_their_changelogs(case: Case) -> Iterator[str]:
                 newest[lane] = sys.maxsize
                 continue
             newest[lane] = max(newest.get(lane, 0), offset)
-            yield from _as_its_changelog(path, held, offset, by_lane[lane])
+            yield from _as_its_changelog(path, held, offset, by_lane.get(lane, []))
     for lane, records in by_lane.items():
         if newest[lane] <= records[-1].offset:
             yield f"lane {lane} was left in order, and no store holds its changelog's last record {records[-1].offset}"

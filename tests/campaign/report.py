@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tests.campaign.judge import BY_ROWS, NOT_HERE, STANDS_FOR
 
+NO_BUG = "no bug"  # planted like the bugs, to see that the judge finds none
+
 
 @dataclass
 class Outcome:
@@ -56,7 +58,7 @@ class Report:
     outcomes: list[Outcome] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # of the campaign itself, not of what it tests
-    planted: dict[str, str] = field(default_factory=dict)  # bug → what caught it, or "missed"
+    planted: dict[str, str] = field(default_factory=dict)  # bug, or NO_BUG → what caught it, or "missed"
     controls: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     date: str = field(default_factory=lambda: dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"))
@@ -101,8 +103,9 @@ class Report:
             ),
         ]
         if self.planted:
-            caught = sum("missed" not in by for by in self.planted.values())
-            lines.append(f"Planted bugs caught by the same judge: {caught} of {len(self.planted)}.")
+            bugs = [by for name, by in self.planted.items() if name != NO_BUG]
+            caught = sum("missed" not in by for by in bugs)
+            lines.append(f"Planted bugs caught by the same judge: {caught} of {len(bugs)}.")
             lines += [f"- {name}: {by}" for name, by in self.planted.items()]
         lines += [f"Control {name}: {by}" for name, by in self.controls.items()]
         if self.not_run:

@@ -18,7 +18,7 @@ from typing import Any
 from tests.campaign import planting
 from tests.campaign.cluster import Cluster
 from tests.campaign.judge import judge, save
-from tests.campaign.report import Outcome, Report, quantiles
+from tests.campaign.report import NO_BUG, Outcome, Report, quantiles
 from tests.campaign.rows import Play, Row
 from tests.campaign.stage import Fault, Interrupted, Stage
 from tests.campaign.strikes import BACK_AT_ONCE, NONE_LEFT, SEVERAL
@@ -63,9 +63,7 @@ class Campaign:
 
     def _play_all(self, rows: Sequence[Row], cluster: Cluster) -> None:
         """First the judge itself is judged; what strikes the cluster or is timed is played alone, the others by two."""
-        self._by_two(
-            [(name or "no bug", lambda name=name: self._plant(cluster, name or None)) for name in self._plants]
-        )
+        self._by_two([(name or NO_BUG, lambda name=name: self._plant(cluster, name or None)) for name in self._plants])
         alone = [row for row in rows if row.alone]
         for row in alone[:-1]:
             self._guarded(row.name, lambda row=row: self._play([row], cluster))
@@ -108,6 +106,8 @@ class Campaign:
             self.report.not_run[name] = "interrupted"
         except Exception as error:
             self.report.failed[name] = f"{type(error).__name__}: {error}"[:1_000]
+            if name in self._plants:
+                self.report.planted[name] = "missed: the campaign itself failed"
             self._say(f"{name} FAILED: {traceback.format_exc()}")
 
     def _count(self, row: Row) -> int:
@@ -204,7 +204,7 @@ class Campaign:
         found = {what.split()[1].rstrip(":") for what in verdict.violations}
         if name is None:
             told = "missed: the judge found what is not there" if verdict.violations else "0 violations, as it must"
-            self.report.planted["no bug"] = told
+            self.report.planted[NO_BUG] = told
         else:
             expected = sorted(found & {planting.SAME.get(check, check) for check in BUGS[name].caught_by})
             told = f"caught by {', '.join(expected)}" if expected else f"missed; found {', '.join(sorted(found))}"
