@@ -61,7 +61,8 @@ async def _trigger(service: Service, request: Request[Any, Any, Any], job: str |
         return _taken(placed, emission.correlation_id, {})
     wait_s = min(wait_s, serve.wait_max_s)
     preference = {"Preference-Applied": f"wait={wait_s}"}
-    receipt = await service.receipts.wait(placed.trigger_id, wait_s)
+    # With wait=0 the acknowledgement is asked for, however soon the decision came.
+    receipt = await service.receipts.wait(placed.trigger_id, wait_s) if wait_s else None
     if receipt is None:
         return _taken(placed, emission.correlation_id, preference)
     return _decided(receipt, placed, preference)
