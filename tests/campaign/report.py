@@ -105,7 +105,7 @@ class Report:
         if self.planted:
             bugs = [by for name, by in self.planted.items() if name != NO_BUG]
             caught = sum("missed" not in by for by in bugs)
-            lines.append(f"Planted bugs caught by the same judge: {caught} of {len(bugs)}.")
+            lines += [f"Planted bugs caught by the same judge: {caught} of {len(bugs)}."] if bugs else []
             lines += [f"- {name}: {by}" for name, by in self.planted.items()]
         lines += [f"Control {name}: {by}" for name, by in self.controls.items()]
         if self.not_run:
