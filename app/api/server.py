@@ -27,6 +27,7 @@ from app.stream.topic_check import Deployment
 HEAD_TIMEOUT_S: Final = 10.0  # from a request's first byte, or the connection's begin, to the end of its headers
 IDLE_TIMEOUT_S: Final = 75
 BACKLOG: Final = 2_048
+NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
 
 
 def run(settings: Settings, found: Deployment) -> None:
@@ -195,15 +196,17 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             if self._head_bytes >= 0 and not self._others and not self.transport.is_closing():
                 self._head_bytes += len(data)
                 if self._head_bytes > serve.headers_max_bytes:
-                    self._refuse()
+                    self._refuse(Problem("headers_too_large"))
 
         def _give_up(self) -> None:
             if not self.transport.is_closing():
                 self.transport.close()
 
-        def _refuse(self) -> None:
-            """Headers without end: the request will never be one."""
-            problem = Problem("headers_too_large")
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says more
+            self._refuse(Problem("request_malformed", NO_HTTP))
+
+        def _refuse(self, problem: Problem) -> None:
+            """To what is no request, and will never be one."""
             body = problem.body()
             head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[problem.status] + head.encode() + body)

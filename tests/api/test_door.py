@@ -147,6 +147,19 @@ def test_headers_beyond_the_limit_are_refused_whole_or_without_end(door: Closed,
         assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize(
+    "said", [b"BREW /coffee HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET http://[ HTTP/1.1\r\n\r\n"]
+)
+def test_what_is_no_http_gets_a_problem_too(door: Closed, said: bytes) -> None:
+    host, _, port = door.public_at.partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        wire.sendall(said)
+        head, _, body = wire.makefile("rb").read().partition(b"\r\n\r\n")  # and the connection is closed
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["reason"] == "request_malformed"
+
+
 def test_where_secrets_are_to_be_sent_is_told_to_this_machine_or_as_configured(tmp_path: Path, door: Closed) -> None:
     path, port = "/.well-known/oauth-authorization-server", door.public_at.rpartition(":")[2]
     for host in (door.public_at, f"localhost:{port}"):
