@@ -20,12 +20,12 @@ from app.gate.claims import Claims
 from app.gate.idempotency import JTI_DIGEST_BYTES, home_lane, jti_identity, jti_scope, of_one_shot, unpack
 from app.gate.standing import emitter
 from app.stream.cluster import Cluster
+from app.stream.inquiry import CLOCKS_DIFFER_MS, entry_of
 
 TIMEOUT_S: Final = 5.0
 AT_ONCE, OF_ONE, LINE_MAX = 4, 2, 32  # of the tokens of one subject, or of the listings of one client
 LOOK_MAX: Final = 10_000  # offsets of the table, of all lanes, that one listing looks through
 LOOK_TIMEOUT_S: Final = 2.0
-CLOCKS_DIFFER_MS: Final = 120_000  # tokens bear the issuer's time, the table the broker's
 
 
 class Used:
@@ -44,16 +44,8 @@ class Used:
         partition = (self._topic, home_lane(identity.home_by, self._lanes))
         try:
             async with self._places.place(emitter(claims)):
-                first = await self._cluster.first_since(partition, max(claims.iat * 1000 - CLOCKS_DIFFER_MS, 0))
-                if first is None:
-                    return False
-                high = (await self._cluster.watermarks(partition)).high
-                found = False
-                async for chunk, _ in self._cluster.read(partition, first[1], high):
-                    for record in chunk:
-                        if record.key == identity.digest:
-                            found = record.value is not None  # a tombstone: swept, and long out of its time
-                return found
+                # A tombstone is of one that was swept, and long out of its time.
+                return await entry_of(self._cluster, partition, identity.digest, claims.iat * 1000) is not None
         except KafkaError:
             raise Problem("not_ready", "whether the token was used cannot be told now") from None
 

@@ -23,6 +23,7 @@ from app.stream.topics import Topic
 from app.trust import JwksFollower
 
 READ_TIMEOUT_S: Final = 15.0
+CLOCKS_DIFFER_MS: Final = 120_000  # of issuers, which date tokens, and of brokers, which date the table
 _FOR_EVER_MS: Final = 1 << 62
 _ONE_RECORD_BYTES: Final = 1 << 30
 
@@ -95,16 +96,15 @@ async def record_at(cluster: Cluster, topic: str, partition: int, offset: int) -
         tail.close()
 
 
-async def entry_of(cluster: Cluster, topic: str, admitted: Admitted) -> bytes | None:
-    """What the dedup table holds for an identity, read from the changelog of its home lane."""
-    if admitted.identity is None:
+async def entry_of(cluster: Cluster, partition: tuple[str, int], digest: bytes, since_ms: int) -> bytes | None:
+    """The newest that the changelog of a lane holds for an identity, as far as it was written since (Unix ms)."""
+    first = await cluster.first_since(partition, max(since_ms - CLOCKS_DIFFER_MS, 0))
+    if first is None:
         return None
-    partition = (topic, admitted.home)
-    marks = await cluster.watermarks(partition)
     newest: bytes | None = None
-    async for chunk, _ in cluster.read(partition, marks.start, marks.high):
+    async for chunk, _ in cluster.read(partition, first[1], (await cluster.watermarks(partition)).high):
         for record in chunk:
-            if record.key == admitted.identity.digest:
+            if record.key == digest:
                 newest = record.value
     return newest
 
@@ -124,6 +124,15 @@ async def judged(cluster: Cluster, tables: Tables, prefix: str, record: Record) 
     world = tables.world
     admitted = decide.admit(record, world, Memo())
     packed = None
-    if isinstance(admitted, Admitted):
-        packed = await entry_of(cluster, Topic.IDEMPOTENCY.named(prefix), admitted)
+    if isinstance(admitted, Admitted) and admitted.identity is not None:
+        changelog = Topic.IDEMPOTENCY.named(prefix), admitted.home
+        packed = await entry_of(cluster, changelog, admitted.identity.digest, _earliest_ms(admitted, world))
     return explain(record, world, packed, time.time_ns() // 1_000_000, look_away=True)
+
+
+def _earliest_ms(admitted: Admitted, world: World) -> int:
+    """Since when there can be an entry that matters: within the longest window, or while its one token exists."""
+    claims, appended_at_ms = admitted.token.claims, admitted.source.appended_at_ms
+    if claims.uses == "once" and claims.idempotency_key is None:
+        return claims.iat * 1000
+    return appended_at_ms - world.max_window_ms
