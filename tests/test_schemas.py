@@ -49,7 +49,7 @@ DIGESTS = {
     "registry-identity.v2": "d8a96cd4524c0361",
     "registry-job.v1": "9eff2c96bb7d01ee",
     "registry-platform.v1": "af76b50fc8959fb4",
-    "registry-role.v1": "a91f54cbccedfa6b",
+    "registry-role.v2": "d301f8023df340c1",
     "registry-rule.v1": "dc0a0e3c14fcee4c",
     "registry-trust.v1": "3c1b4a2500c7fb75",
     "revocation.v1": "488b6a704cc36c9f",
@@ -151,7 +151,7 @@ WRITTEN = {
     "registry-job.v1": JobRecord,
     "registry-trust.v1": TrustRule,
     "registry-identity.v2": Identity,
-    "registry-role.v1": Role,
+    "registry-role.v2": Role,
     "registry-platform.v1": Platform,
     "registry-rule.v1": MappingRule,
     "registry-deployment.v1": DeploymentRecord,
@@ -188,7 +188,7 @@ def test_examples_of_definitions_and_revocations_are_taken_by_the_gate():
     assert not isinstance(trust_from_record(trust_key(example["issuer"]), json.dumps(example).encode()), str)
     for name, made, named in (
         ("registry-identity.v2", identity_from_record, identity_key),
-        ("registry-role.v1", role_from_record, role_key),
+        ("registry-role.v2", role_from_record, role_key),
         ("registry-rule.v1", mapping_from_record, mapping_key),
         ("registry-platform.v1", platform_from_record, platform_key),
     ):

@@ -66,7 +66,11 @@ DENIALS: Final[tuple[Denial, ...]] = (
     Denial("job_not_granted", "no role of the identity lets it issue for that job", "ops: `tollgate policy apply`"),
     Denial("class_not_granted", "no role lets it issue tokens of that class", "ops: the role's classes"),
     Denial("uses_not_granted", "no role lets it issue tokens for that use", "ops: the role's uses"),
-    Denial("subject_not_granted", "no role lets it issue tokens for another subject", "ops: the role's subjects"),
+    Denial(
+        "subject_not_granted",
+        "no role lets it issue tokens for another subject",
+        "ops: the role's subjects, or its exchanged_subjects",
+    ),
     Denial("lifetime_not_granted", "no role lets it issue tokens that live as long", "ask for a shorter lifetime"),
 )
 _BY_CODE: Final = {denial.code: denial for denial in DENIALS}
@@ -85,6 +89,7 @@ class IssueRequest(msgspec.Struct, frozen=True):
     token_class: TokenClass = "trigger"  # noqa: S105 - a class
     uses: Uses = "once"
     left_s: int | None = None  # of the user token that it is asked with; None: with a credential
+    exchanged: bool = False  # for a token of the subject that was handed over
 
 
 class Allowed(msgspec.Struct, frozen=True):
@@ -244,7 +249,9 @@ def _needed(
         yield (
             "subject_not_granted",
             f"{identity.name} may not issue for another subject{what}",
-            lambda entry: matches(entry.subjects, subject),
+            lambda entry: (
+                matches(entry.subjects, subject) or (request.exchanged and matches(entry.exchanged_subjects, subject))
+            ),
         )
     lifetime_s = request.lifetime_s or 0
     yield (

@@ -34,10 +34,11 @@ def apply(
 ) -> None:
     """Write the roles, mapping rules and platforms of FILE into the registry; issuers and gates obey within a second.
 
-    A role says what its identities may issue: allow and deny, by jobs, classes, uses, subjects and max_lifetime_s. A
-    rule says what tokens that are out may start: effect deny or allow, by issuers, jtis, identities, classes, hosts and
-    jobs; who is fitted by an allow rule may start only what one of them names. Deny wins, always. A platform has a
-    level of security from 1 to 9, which stands in the tokens of its hosts.
+    A role says what its identities may issue: allow and deny, by jobs, classes, uses, subjects and max_lifetime_s; for
+    exchanged_subjects, in allow alone, they must have been handed a token of theirs to exchange. A rule says what
+    tokens that are out may start: effect deny or allow, by issuers, jtis, identities, classes, hosts and jobs; who is
+    fitted by an allow rule may start only what one of them names. Deny wins, always. A platform has a level of security
+    from 1 to 9, which stands in the tokens of its hosts.
 
     Example: tollgate policy apply policy.toml --dry-run
     """

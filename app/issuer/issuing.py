@@ -48,7 +48,7 @@ class Wanted(NamedTuple):
         """The part of it that rights are about, asked for by this subject."""
         return IssueRequest(
             self.subject or subject, self.org_id or org_id, self.lifetime_s, self.jobs, self.token_class, self.uses,
-            left_s,
+            left_s, exchanged=bool(self.parents),
         )  # fmt: skip
 
     def bound(self, birth_id_of: BirthIdOf) -> Wanted | Denied:

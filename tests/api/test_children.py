@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from tests.api.conftest import LANES
-from tests.api.test_authority import Authority, authority
+from tests.api.test_authority import Authority, authority, error
 from tests.api.test_delegation import Family, claims_of
 from tests.support import reader
 from tests.support.doors import Emitter
@@ -32,10 +32,11 @@ class Worker:
         self._deployment, self._group = authority.deployment, f"{authority.deployment.prefix}worker.children"
         family = Family(authority, 0)
         self.owner, (self.name, secret) = family.owner, authority.identity(CHILD)
-        allow = f'[{{ jobs = ["{CHILD}"], subjects = ["{self.owner[0]}"], uses = ["once"], max_lifetime_s = 60 }}]'
+        allow = f'[{{ jobs = ["{CHILD}"], exchanged_subjects = ["{self.owner[0]}"], uses = ["once"], max_lifetime_s = 60 }}]'
         authority.apply("policy", f"[roles.{self.name.replace('svc:', 'r')}]\nallow = {allow}\n")
         self.handed, self.started = family.handed(scope=f"job:{CHILD}"), family.handed(scope=f"job:{JOB}")
         family.child((self.name, secret), self.handed, uses="once", lifetime_s="60")  # its rights are known now
+        self.client = self.name, secret
         file = directory / "handed"
         file.write_text(self.handed)
         self._env = os.environ | {
@@ -92,6 +93,12 @@ def test_a_job_starts_each_of_its_children_once_by_a_token_that_can_do_no_more(
     assert {(each["uses"], *each["jobs"]) for each in issued} == {("once", CHILD)}
     assert {each["parents"][0]["jti"] for each in issued} == {handed["jti"]}
     assert max(each["expires_at_s"] for each in issued) < handed["exp"]
+
+    # Without a token that it was handed, the worker's own credential gets none for whom it serves.
+    alone = authority.ask(
+        worker.client, scope=f"job:{CHILD}", subject=worker.owner[0], uses="once", lifetime_s="60", idempotency_key="k"
+    )
+    assert error(alone) == (400, "invalid_scope", "subject_not_granted")
 
     # What was handed over is taken back: the worker starts nothing more.
     assert authority.ask(worker.owner, "/oauth/revoke", token=worker.handed).status_code == 200

@@ -142,6 +142,15 @@ def test_a_subject_of_another_s_only_where_a_role_says_so():
     assert code(may_issue(CI, with_({"subjects": ("svc:other-*",)}), asked)) == "subject_not_granted"
 
 
+def test_a_subject_of_another_s_may_be_one_that_it_was_handed_a_token_of():
+    asked, handed = ask(subject="svc:device-7"), ask(subject="svc:device-7", exchanged=True)
+    by_exchange = with_({"exchanged_subjects": ("svc:device-*",)})
+    assert code(may_issue(CI, by_exchange, handed)) == "allowed"
+    assert code(may_issue(CI, by_exchange, asked)) == "subject_not_granted"
+    assert code(may_issue(CI, with_({"exchanged_subjects": ("svc:other-*",)}), handed)) == "subject_not_granted"
+    assert code(may_issue(CI, with_({"subjects": ("svc:device-*",)}), handed)) == "allowed"
+
+
 @pytest.mark.parametrize(
     ("identity", "token_class", "expected"),
     [
@@ -279,6 +288,7 @@ def test_a_role_reads_into_what_was_written():
         ({"allow": [{"jobs": ["a"], "uses": []}]}, "or no use"),
         ({"allow": [{"jobs": ["a*b"]}]}, "may end in *"),
         ({"allow": [{"jobs": ["a"], "subjects": ["**"]}]}, "may end in *"),
+        ({"allow": [{"jobs": ["a"], "exchanged_subjects": ["**"]}]}, "may end in *"),
         ({"allow": [{"jobs": ["a"], "classes": ["root"]}]}, "allow[0].classes[0]: invalid enum"),
         ({"allow": [{"jobs": ["a"], "max_lifetime_s": 10**9}]}, "max_lifetime_s"),
         ({"allow": [{"jobs": ["a"], "when": "now"}]}, "unknown member"),
