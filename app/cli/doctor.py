@@ -103,13 +103,20 @@ def _broker(place: Place) -> Iterator[Row]:
     about = place.admin.describe_cluster(request_timeout=timeout_s).result(timeout_s + 1)
     listed = ", ".join(f"{node.host}:{node.port}" for node in about.nodes)
     yield Row(OK, "broker", f"cluster {about.cluster_id}, {len(about.nodes)} broker(s): {listed}")
+    from app.local.jars import KAFKA_VERSION
     from app.stream import broker_version
 
     try:
-        told = common.run(broker_version.ask(place.settings.kafka)).told()
+        version = common.run(broker_version.ask(place.settings.kafka))
     except NotImplementedError:
-        told = "it does not tell its features: a Kafka before 2.4, or another product"
-    yield Row(OK, "broker version", told)
+        yield Row(OK, "broker version", "it does not tell its features: a Kafka before 2.4, or another product")
+        return
+    flaw = version.flaw()
+    if flaw is None:
+        yield Row(OK, "broker version", version.told())
+    else:
+        mend = f"use another release: this project is proven on Kafka {KAFKA_VERSION}"
+        yield Row(WARN, "broker version", f"{version.told()}: {flaw}", mend)
 
 
 def _topics(settings: Settings) -> Iterator[Row]:

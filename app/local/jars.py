@@ -23,7 +23,7 @@ from app.local.errors import LocalKafkaError
 from app.local.fetching import Watch, watch_fetching
 
 LOCK_FILE: Final = Path(__file__).with_name("kafka.lock.toml")
-KAFKA_VERSION: Final = "4.3.1"
+KAFKA_VERSION: Final = "4.2.1"
 CACHE_SETTING: Final = "TOLLGATE_LOCAL__CACHE_DIR"  # as app/config.py names it; tests and tools read no settings
 
 FETCH_THREADS: Final = 6

@@ -27,6 +27,10 @@ RELEASES: Final = {
     7: "3.3", 8: "3.4", 11: "3.5", 14: "3.6", 19: "3.7", 20: "3.8", 21: "3.9",
     25: "4.0", 27: "4.1", 29: "4.2", 30: "4.3",
 }  # fmt: skip
+# Releases with which a committed transaction may not stay one.
+FLAWS: Final = {
+    "4.3": "it does not write the end of a transaction to partitions without a leader (KAFKA-20734)",
+}  # fmt: skip
 
 
 class BrokerVersion(NamedTuple):
@@ -34,6 +38,10 @@ class BrokerVersion(NamedTuple):
 
     supported: int | None
     finalized: int | None
+
+    def flaw(self) -> str | None:
+        """What this release does to committed transactions, where that is known."""
+        return None if self.supported is None else FLAWS.get(release_of(self.supported))
 
     def told(self) -> str:
         """In words, for people."""

@@ -9,7 +9,7 @@ from app.config import Kafka
 from app.local.jars import KAFKA_VERSION
 from app.stream import broker_version
 from app.stream.administration import once_led
-from app.stream.broker_version import RELEASES, BrokerVersion
+from app.stream.broker_version import FLAWS, RELEASES, BrokerVersion
 
 
 class Broker:
@@ -64,5 +64,12 @@ async def test_a_real_broker_tells_what_it_supports_and_uses(broker: str) -> Non
     assert version.finalized <= version.supported
 
 
-def test_the_kafka_we_bring_along_is_known_by_its_release() -> None:
-    assert ".".join(KAFKA_VERSION.split(".")[:2]) in RELEASES.values()
+def test_the_kafka_we_bring_along_is_known_by_its_release_and_keeps_what_was_committed() -> None:
+    release = ".".join(KAFKA_VERSION.split(".")[:2])
+    assert release in RELEASES.values()
+    assert release not in FLAWS
+
+
+def test_a_release_that_loses_the_ends_of_transactions_is_known() -> None:
+    assert "KAFKA-20734" in (BrokerVersion(30, 30).flaw() or "")
+    assert [BrokerVersion(level, level).flaw() for level in (25, 28, 29, None)] == [None] * 4

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 GIVEN = "TOLLGATE_TEST_BOOTSTRAP"
-IMAGE = "apache/kafka:4.3.1"
+IMAGE = "apache/kafka:4.2.1"
 
 
 @contextmanager
