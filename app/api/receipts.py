@@ -120,7 +120,9 @@ class Receipts:
         starts = [max(mark.start, mark.high - back) for mark in marks]
         self._cut = {lane for lane, mark in enumerate(marks) if starts[lane] > mark.start}
         self._tails = [self.cluster.follow((self.topic, lane), start, self._wake) for lane, start in enumerate(starts)]
-        self.follower.start(self._follow([mark.high for mark in marks]), "receipts")
+        # What an open transaction holds back is nobody's to read yet, and may be for long.
+        ends = [await self.cluster.stable_end((self.topic, lane)) for lane in range(self.lanes)]
+        self.follower.start(self._follow(ends), "receipts")
         async with asyncio.timeout(START_TIMEOUT_S):
             while self.complaint() is not None:
                 if self.follower.over:

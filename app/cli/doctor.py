@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from app.config import Settings
     from app.registry import Kind
     from app.stream.inspection import FoundCheckpoint
+    from app.stream.topics import Topic
 
 app = common.new_app()
 
@@ -133,42 +134,67 @@ def _topics(settings: Settings) -> Iterator[Row]:
 # ── what waits ──
 
 
-def _ends(place: Place, topic: str, *, committed: bool) -> dict[int, int]:
-    """Where each partition ends: for readers of committed records, or at all."""
+def _ends(place: Place, *topics: Topic, committed: bool) -> dict[tuple[str, int], int]:
+    """Where each partition ends, by topic and number: for readers of committed records, or at all."""
     from confluent_kafka import IsolationLevel, TopicPartition
     from confluent_kafka.admin import OffsetSpec
 
     from app.stream.inspection import describe
-    from app.stream.topics import Topic
 
     timeout_s = place.settings.kafka.request_timeout_ms / 1_000
-    partitions = describe(place.admin, place.settings).topics[Topic(topic)].partitions
-    asked = {TopicPartition(place.named(topic), partition): OffsetSpec.latest() for partition in range(partitions)}
+    found = describe(place.admin, place.settings).topics
+    asked = {
+        TopicPartition(place.named(topic), partition): OffsetSpec.latest()
+        for topic in topics
+        for partition in range(found[topic].partitions if topic in found else 0)
+    }
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
     answers = place.admin.list_offsets(asked, isolation_level=level, request_timeout=timeout_s)
-    return {partition.partition: future.result(timeout_s + 1).offset for partition, future in answers.items()}
+    return {(each.topic, each.partition): future.result(timeout_s + 1).offset for each, future in answers.items()}
 
 
 def _transactions(place: Place) -> Iterator[Row]:
-    """An emitter that leaves a transaction open holds back every trigger behind it (KIP-664 names the producer)."""
-    before = _ends(place, "triggers", committed=True)
-    high = _ends(place, "triggers", committed=False)
-    suspects = [partition for partition in before if before[partition] < high[partition]]
-    if suspects:
+    """One that stays open holds back every record behind it: an emitter's triggers, or what a lane has written.
+
+    KIP-664 names the producer. Those of a lane are ended by whoever takes it, or by the broker in their timeout.
+    """
+    from app.stream.topics import Topic
+
+    before = _ends(place, *Topic, committed=True)
+    high = _ends(place, *Topic, committed=False)
+    stuck = {each for each in before if before[each] < high[each]}
+    began_s = time.monotonic()
+    ours_s = place.settings.gate.transaction_timeout_ms / 1_000 + HELD_BACK_S
+    triggers = place.named(Topic.TRIGGERS)
+    while stuck:
         time.sleep(HELD_BACK_S)
-        after = _ends(place, "triggers", committed=True)
-        suspects = [partition for partition in suspects if after[partition] == before[partition]]
-    for partition in suspects:
+        after = _ends(place, *Topic, committed=True)
+        stuck = {each for each in stuck if after[each] == before[each]}
+        if all(topic == triggers for topic, _ in stuck) or time.monotonic() - began_s > ours_s:
+            break
+    open_s, bootstrap = time.monotonic() - began_s, place.settings.kafka.bootstrap
+    for topic, partition in sorted(stuck):
+        at = before[topic, partition]
+        mend = _END_IT.format(bootstrap=bootstrap, topic=topic, partition=partition, at=at)
         yield Row(
-            BAD, f"transactions on {place.named('triggers')}, partition {partition}",
-            f"one has been open for more than {HELD_BACK_S:g} s at offset {before[partition]} and holds back up to "
-            f"{high[partition] - before[partition]} record(s)",
-            f"find its producer: kafka-transactions.sh --bootstrap-server {place.settings.kafka.bootstrap} "
-            f"describe-producers --topic {place.named('triggers')} --partition {partition}; then, if it is gone: "
-            f"kafka-transactions.sh … abort --topic … --partition … --start-offset {before[partition]}",
+            BAD, f"transactions on {topic}, partition {partition}",
+            f"one has been open for more than {open_s:.0f} s at offset {at} and holds back up to "
+            f"{high[topic, partition] - at} record(s)",
+            mend if topic == triggers else _LANES_OWN,
         )  # fmt: skip
-    if not suspects:
-        yield Row(OK, "transactions", "none holds triggers back")
+    if not stuck:
+        yield Row(OK, "transactions", "none holds anything back")
+
+
+_END_IT: Final = (
+    "find its producer: kafka-transactions.sh --bootstrap-server {bootstrap} describe-producers --topic {topic} "
+    "--partition {partition}; then, if it is gone: kafka-transactions.sh … abort --topic … --partition … "
+    "--start-offset {at}"
+)
+_LANES_OWN: Final = (
+    "its lane stands still until it is ended, and nothing is decided twice. Gates that run end theirs. One whose end "
+    "the broker lost (see its version) was told committed: aborting it takes back what was decided"
+)
 
 
 # ── registry and keys ──
@@ -271,9 +297,13 @@ async def _key_sets(settings: Settings, rules: Mapping[str, Any]) -> list[Row]:
 
 def _gates(place: Place) -> Iterator[Row]:
     from app.stream.inspection import read_checkpoints
+    from app.stream.topics import Topic
 
-    triggers = _ends(place, "triggers", committed=True)
-    handoffs = _ends(place, "handoffs", committed=True)
+    ends = _ends(place, Topic.TRIGGERS, Topic.HANDOFFS, committed=True)
+    triggers, handoffs = (
+        {partition: end for (topic, partition), end in ends.items() if topic == place.named(which)}
+        for which in (Topic.TRIGGERS, Topic.HANDOFFS)
+    )
     checkpoints = read_checkpoints(place.settings, list(triggers))
     lags = {
         lane: max(0, triggers[lane] - found.checkpoint.triggers_offset)

@@ -40,6 +40,7 @@ METADATA_MAX_AGE_MS: Final = 30_000
 ALL: Final = 1 << 31
 _READ_COMMITTED: Final = 1
 _EARLIEST, _LATEST = -2, -1
+_UNCOMMITTED, _COMMITTED = 0, 1  # isolation levels
 _readers = itertools.count()
 
 
@@ -122,20 +123,26 @@ class Cluster:
 
     async def first_since(self, partition: Partition, timestamp_ms: int) -> tuple[int, int] | None:
         """Timestamp and offset of the first record that is as new as this; None when there is none."""
+        found = await self._retried(partition, timestamp_ms)
+        return found if found[1] >= 0 else None
+
+    async def stable_end(self, partition: Partition) -> int:
+        """The last stable offset: the end as read_committed sees it, which an open transaction holds back."""
+        return (await self._retried(partition, _LATEST, isolation=_COMMITTED))[1]
+
+    async def _retried(self, partition: Partition, which: int, isolation: int = _UNCOMMITTED) -> tuple[int, int]:
         async with asyncio.timeout(self._deadline_s):
             while True:
                 try:
-                    found = await self._found(partition, timestamp_ms)
+                    return await self._found(partition, which, isolation)
                 except KafkaError as error:
                     await self._again(error)
-                else:
-                    return found if found[1] >= 0 else None
 
     async def _offset(self, partition: Partition, which: int) -> int:
         return (await self._found(partition, which))[1]
 
-    async def _found(self, partition: Partition, which: int) -> tuple[int, int]:
-        request = OffsetRequest(-1, 0, [(partition[0], [(partition[1], which)])])
+    async def _found(self, partition: Partition, which: int, isolation: int = _UNCOMMITTED) -> tuple[int, int]:
+        request = OffsetRequest(-1, isolation, [(partition[0], [(partition[1], which)])])
         response = await self._client.send(await self._client.leader(partition), request, group="offsets")
         row = response.topics[0][1][0]
         _raise_for(row[1], partition)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from confluent_kafka import Producer
 
 from app.local.kafka import LocalKafka
 from tests.api.conftest import Deployment
@@ -55,6 +56,23 @@ def test_one_told_to_stop_answers_what_is_under_way_and_ends_streams(deployment:
         assert [event["event"] for event in door.events()][-1] == "serve_stopped"
     finally:
         deployment.gate.signal(signal.SIGCONT)
+
+
+def test_a_door_starts_whatever_an_open_transaction_holds_back(deployment: Deployment) -> None:
+    """An end that the broker lost is never told, and whoever waited for it would wait for good."""
+    producer = Producer({"bootstrap.servers": deployment.bootstrap, "transactional.id": f"{deployment.prefix}open"})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(deployment.prefix + "receipts", b"{}", b"0-0", partition=0)
+    assert producer.flush(20) == 0
+    door = DoorProcess("beside-an-open-one", deployment.directory, deployment.env)
+    door.start()
+    try:
+        door.wait_ready()
+    finally:
+        producer.abort_transaction(20)
+        door.signal(signal.SIGTERM)
+        assert door.wait() == 0
 
 
 def test_two_instances_behind_one_port_answer_alike(deployment: Deployment) -> None:

@@ -208,21 +208,26 @@ def test_the_doctor_finds_nothing_bad_here(deployment: Deployment) -> None:
     assert re.match(r"Kafka (newer than )?\d+\.\d+ ", version)
 
 
-def test_the_doctor_names_an_open_transaction_that_holds_triggers_back(deployment: Deployment) -> None:
-    env = deployment.env
-    producer = Producer({"bootstrap.servers": env["TOLLGATE_KAFKA__BOOTSTRAP"], "transactional.id": "left-open"})
+@pytest.mark.parametrize(("topic", "mend"), [("triggers", "kafka-transactions.sh"), ("receipts", "nothing is decided")])
+def test_the_doctor_names_an_open_transaction_that_holds_records_back(
+    deployment: Deployment, topic: str, mend: str
+) -> None:
+    env = deployment.env | {"TOLLGATE_GATE__TRANSACTION_TIMEOUT_MS": "1000"}
+    producer = Producer(
+        {"bootstrap.servers": env["TOLLGATE_KAFKA__BOOTSTRAP"], "transactional.id": f"left-open-{topic}"}
+    )
     producer.init_transactions(20)
     producer.begin_transaction()
-    producer.produce(env["TOLLGATE_KAFKA__PREFIX"] + "triggers", b"{}", partition=2)
+    producer.produce(env["TOLLGATE_KAFKA__PREFIX"] + topic, b"{}", partition=2)
     producer.flush(10)
     try:
         said = tollgate(env, "doctor")
     finally:
         producer.abort_transaction(20)
     assert said.code == 1
-    held = next(row for row in said.rows if row["what"].startswith("transactions on"))
-    assert "partition 2" in held["what"]
-    assert "kafka-transactions.sh" in held["mend"]
+    (held,) = [row for row in said.rows if row["what"].startswith("transactions on")]
+    assert f"{topic}, partition 2" in held["what"]
+    assert mend in held["mend"]
 
 
 def test_the_doctor_tells_of_triggers_that_nobody_decides(broker: str, prefix: str, tmp_path: Path) -> None:
