@@ -42,12 +42,12 @@ TRY_NEXT: Final = """\
 Everything is up. In another terminal:
 
   . {env}
-  tollgate token issue --job reports/nightly --ttl 5m > t.jwt
-  tollgate emit reports/nightly --param region=eu --token-file t.jwt --wait   # accepted: a job starts
-  tollgate emit reports/nightly --param region=eu --token-file t.jwt --wait   # the same again: a duplicate
-  tollgate emit reports/nightly --param region=us --token-file t.jwt --wait   # the token used for something else
-  (printf 'authorization: Bearer '; cat t.jwt) > t.header
-  curl -H @t.header -H 'prefer: wait=5' -H 'content-type: application/json' -d '{{"region": "eu"}}' \\
+  tollgate token issue --job reports/nightly --ttl 5m > {token}
+  tollgate emit reports/nightly --param region=eu --token-file {token} --wait   # accepted: a job starts
+  tollgate emit reports/nightly --param region=eu --token-file {token} --wait   # the same again: a duplicate
+  tollgate emit reports/nightly --param region=us --token-file {token} --wait   # the token used for something else
+  (printf 'authorization: Bearer '; cat {token}) > {token}.header
+  curl -H @{token}.header -H 'prefer: wait=5' -H 'content-type: application/json' -d '{{"region": "eu"}}' \\
     {door}/v1/triggers/reports/nightly                                # over HTTP, too: a duplicate
   tollgate jobs tail
   tollgate dead-letters list
@@ -95,7 +95,7 @@ def up(
             env.write()
             serve = common.settings_of().serve
             told = {
-                "env": _short(env.file), "jobs": _short(state / "jobs.toml"),
+                "env": _short(env.file), "jobs": _short(state / "jobs.toml"), "token": _short(state / "token"),
                 "door": f"http://{_reached_at(serve.host)}:{serve.port}",
                 "logs": ", ".join(_short(part.process.log_file) for part in parts),
             }  # fmt: skip
