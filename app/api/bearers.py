@@ -68,7 +68,7 @@ async def client_of(service: Service, request: Request[Any, Any, Any], headers: 
             error.challenge = INVALID_TOKEN  # of the scheme it came by
             raise
     caller, identity = await _identified(service, headers, USER_CLASSES)
-    return Client(identity, caller.claims.jti, caller.claims.exp)
+    return Client(identity, caller.claims.jti, caller.claims)
 
 
 async def _identified(service: Service, headers: Headers, classes: Classes) -> tuple[Caller, Identity]:

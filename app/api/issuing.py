@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from aiokafka.errors import KafkaError
 
-from app.api.caller import require_fresh
+from app.api.caller import Caller, require_fresh
 from app.api.clients import Client
 from app.api.following import Follower
 from app.api.problems import Problem
@@ -168,14 +168,21 @@ class Issuing:
 
     async def issue(self, client: Client, wanted: Wanted) -> Minted | Denied:
         """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys."""
-        require_fresh(self._tables)
-        known = self.rights.known(client.identity.name, self._settings.issuer.issuer)  # as it stands now
-        client = client if known is None else client._replace(identity=known)
+        birth_id_of = self._tables.world.objects.get
         try:
-            made = await self._issuer.issue(client, self.rights, wanted, self._tables.world.objects.get)
+            made = await self._issuer.issue(client, self.rights, wanted, birth_id_of, current=self._current)
         except (KeystoreError, OSError) as error:
             raise _keys_unavailable(error) from None
         return made if isinstance(made, Denied) else made[0]
+
+    def _current(self, client: Client) -> Client | Denied:
+        """The client as it stands now; a login that is revoked is nobody. Raises Problem where that is unknown."""
+        require_fresh(self._tables)
+        if client.login is not None:
+            fault = Caller(client.login, "").fault(self._tables.world)
+            if fault is not None:
+                return Denied(fault.code, "the login is not honoured any more")
+        return self.rights.current(client, self._settings.issuer.issuer, int(time.time()))
 
     async def refused(self, client: Client, code: str, words: str) -> None:
         """Leave the record of what a client was refused before anything was asked for. Raises Problem without Kafka."""

@@ -65,7 +65,8 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
                 raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(GRANT_TYPES)}")
         made = await issuing.issue(client, wanted)
         if isinstance(made, Denied):
-            raise OAuthError(_error_of(made.code, form["grant_type"]), made.words, made.code)
+            code = _error_of(made.code, form["grant_type"])
+            raise OAuthError(code, made.words, made.code, 401 if code == "invalid_client" else 400)
         return answer(orjson.dumps(_issued(made) | told), headers=NO_STORE)
 
     @post(INTROSPECT, status_code=200, opt=described.operation(described.POST_INTROSPECT))
@@ -132,6 +133,8 @@ async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
 
 def _error_of(denial: str, grant_type: str) -> ErrorCode:
     """How OAuth says why no token is issued."""
+    if denial == "client_unauthenticated":  # no more: who it was when it asked is gone
+        return "invalid_client"
     if denial == "subject_not_granted" and grant_type == exchange.GRANT_TYPE:
         return "invalid_request"  # of the token handed over (RFC 8693 section 2.2.2)
     return "invalid_scope" if denial in _TOO_MUCH else "invalid_request"

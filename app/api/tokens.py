@@ -100,8 +100,9 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
 async def _asked(service: Service, request: Request[Any, Any, Any], kind: Any) -> tuple[Client, Any]:
     """The client, and the body as one of our types; a member that is unknown or of another type is refused."""
     headers = headers_of(request.scope)
-    client = await client_of(service, request, headers)
+    # The body first, which may take its time: who has proved to be somebody is judged as it is at the end of it.
     members = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
+    client = await client_of(service, request, headers)
     try:
         return client, msgspec.convert(members, kind)
     except msgspec.ValidationError as error:

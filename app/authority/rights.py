@@ -14,6 +14,7 @@ from app.authority.decide import Denied, unauthenticated
 from app.authority.identities import Identity, check_secret, identity_from_record
 from app.authority.platforms import Platform, platform_from_record
 from app.authority.roles import Role, role_from_record
+from app.gate.claims import Claims
 
 
 class Client(NamedTuple):
@@ -21,7 +22,12 @@ class Client(NamedTuple):
 
     identity: Identity
     credential_id: str  # or the jti of a user token
-    until_s: int | None = None  # that user token's exp; None: a credential of the identity's own
+    login: Claims | None = None  # of that user token; None: a credential of the identity's own
+
+    @property
+    def until_s(self) -> int | None:
+        """The user token's exp."""
+        return None if self.login is None else self.login.exp
 
 
 class Rights:
@@ -71,3 +77,16 @@ class Rights:
         if identity is None or credential is None:
             return unauthenticated()
         return Client(identity, credential.id)
+
+    def current(self, client: Client, issuer: str, now_s: int) -> Client | Denied:
+        """A client that was authenticated, as it stands now; nobody, once it or what proved it is there no more.
+
+        Whether a login still holds is for whoever verifies tokens.
+        """
+        identity = self.known(client.identity.name, issuer)
+        if identity is None:
+            return unauthenticated()
+        valid = {each.id for each in identity.credentials_at(now_s)}
+        if client.login is None and client.credential_id not in valid:
+            return unauthenticated()
+        return client._replace(identity=identity)

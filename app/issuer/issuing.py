@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from app.authority.decide import Denied, IssueRequest, may_issue
+from app.authority.decide import Allowed, Denied, IssueRequest, may_issue
 from app.authority.records import Record, Via, issue_denied, issued
 from app.authority.rights import Client, Rights
 from app.gate.claims import BoundTo, Parent, Uses
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from app.config import Settings
 
 Append = Callable[[Topic, Sequence[Record]], Awaitable[object]]  # on its return the cluster has them
+Current = Callable[[Client], Client | Denied]  # who was authenticated, as it stands now
 BirthIdOf = Callable[[str], str | None]  # of what the registry holds under a key, as `definitions.birth_id_in` has it
 
 
@@ -86,16 +87,17 @@ class Issuer:
 
     async def issue(
         self, client: Client, rights: Rights, wanted: Wanted, birth_id_of: BirthIdOf,
-        idempotency_keys: Sequence[str | None] | None = None,
+        idempotency_keys: Sequence[str | None] | None = None, current: Current = lambda client: client,
     ) -> list[Minted] | Denied:  # fmt: skip
         """A token for each key, once its record is written; or the refusal, likewise. Raises KeystoreError, OSError.
 
-        Keys not given are the one of what is wanted.
+        Keys not given are the one of what is wanted. Minting waits for the keys' lock, and writing for the cluster.
+        Whoever takes an identity away counts on what is handed out after that being on the record before: so `current`
+        and the rights are asked again after each wait, and a token that is refused by then stays here.
         """
-        identity, now_s = client.identity, int(time.time())
-        left_s = None if client.until_s is None else client.until_s - now_s
-        request = wanted.request(identity.name, identity.org_id, left_s)
-        allowed = may_issue(identity, rights.roles, request, rights.platforms)
+        identity = client.identity
+        request = self._request(client, wanted)
+        allowed = _judged(client, rights, request, current)
         if isinstance(allowed, Denied):
             return await self.deny(allowed, request, identity.name)
         made = await self.mint(
@@ -103,6 +105,8 @@ class Issuer:
         )
         if isinstance(made, Denied):
             return await self.deny(made, request, identity.name)
+        if isinstance(still := _judged(client, rights, request, current), Denied):
+            return await self.deny(still, request, identity.name)
         now_ms, proven_by = time.time_ns() // 1_000_000, client.credential_id
         records = [
             issued(each.claims, each.fingerprint, identity, proven_by, allowed.roles, self._via, now_ms)
@@ -110,7 +114,13 @@ class Issuer:
         ]
         await self._append(Topic.ISSUANCE, records)
         await self.commit_grants(made)
+        if isinstance(still := _judged(client, rights, request, current), Denied):
+            return await self.deny(still, request, identity.name)
         return made
+
+    def _request(self, client: Client, wanted: Wanted) -> IssueRequest:
+        left_s = None if client.until_s is None else client.until_s - int(time.time())
+        return wanted.request(client.identity.name, client.identity.org_id, left_s)
 
     async def mint(
         self, wanted: Wanted, request: IssueRequest, birth_id_of: BirthIdOf,
@@ -142,3 +152,9 @@ class Issuer:
         )  # fmt: skip
         await self._append(Topic.ISSUANCE, [record])
         return denied
+
+
+def _judged(client: Client, rights: Rights, request: IssueRequest, current: Current) -> Allowed | Denied:
+    """Whether the client, as it stands now, may have it."""
+    now = current(client)
+    return now if isinstance(now, Denied) else may_issue(now.identity, rights.roles, request, rights.platforms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import fcntl
 import time
 from collections.abc import AsyncIterator
@@ -15,20 +16,28 @@ import pytest
 
 from app.api import issuing
 from app.api import used as used_module
+from app.api.caller import identify
 from app.api.clients import Client
 from app.api.issuing import Issuing, Refusals, Wanted
 from app.api.problems import Problem
+from app.api.service import Service
 from app.api.used import Used
-from app.authority.decide import IssueRequest, unauthenticated
-from app.authority.identities import Identity
+from app.authority.decide import Denied, IssueRequest, unauthenticated
+from app.authority.identities import ClientSecret, Identity, keep_secret, secret_text
 from app.authority.records import Issued, issue_denied
 from app.authority.roles import Allow, Role
+from app.config import Settings
 from app.gate.idempotency import jti_identity, jti_scope, pack
+from app.gate.revocation import revocation_record
+from app.gate.token import USER_CLASSES
 from app.issuer.keystore import LOCK_FILE, STATE_FILE, Keystore
 from app.issuer.mint import Minted
 from app.stream.log import Watermarks
 from app.stream.topics import Topic
-from tests.api.closed import unconnected
+from tests.api.closed import listening, unconnected
+from tests.api.test_caller import of, tables
+from tests.support.pure_world import WORLD
+from tests.support.tokens import ISS
 
 
 def record(jti: str, identity: str = "svc:ci", subject: str = "svc:ci", lives_s: int = 600) -> bytes:
@@ -89,13 +98,19 @@ def test_of_a_flood_of_refusals_few_are_recorded_and_how_many_were_not() -> None
     assert refusals.take(9000.0) == 0
 
 
-CLIENT = Client(Identity("svc:ci", 1, "service", "https://i", "dev", ("r",)), "c")
+IDENTITY = Identity(
+    "svc:ci", 1, "service", Settings().issuer.issuer, "dev", ("r",),
+    credentials=(ClientSecret("c", bytes(16), bytes(32)), ClientSecret("d", bytes(16), bytes(32))),
+)  # fmt: skip
+CLIENT = Client(IDENTITY, "c")
 WANTED = Wanted(("reports/nightly",), "once", 60)
 
 
-def with_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Issuing, Path, list[Any]]:
+def with_keys(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, service: Service | None = None
+) -> tuple[Issuing, Path, list[Any]]:
     """A door that may issue, its keys, and what it would have written to Kafka."""
-    service, written = unconnected(directory), list[Any]()
+    service, written = service or unconnected(directory), list[Any]()
     made = service.issuing
     assert made is not None
     monkeypatch.setattr(service.tables, "complaint", lambda: None)
@@ -104,6 +119,8 @@ def with_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Issuing
         written.append(topic)
 
     monkeypatch.setattr(made._issuer, "_append", append)
+    monkeypatch.setattr(made, "_append", append)
+    made.rights.identities["svc:ci"] = IDENTITY
     made.rights.roles["r"] = Role("r", 1, (Allow(("reports/*",), max_lifetime_s=600),))
     made._issuer._keys = keys = Keystore(directory / "keys", directory / "jwks.json")
     keys.generate("ES256", int(time.time()))
@@ -148,6 +165,109 @@ async def test_a_view_that_is_behind_issues_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(Problem) as refused:
         await made.issue(CLIENT, WANTED)
     assert (refused.value.code, written) == ("not_ready", [])
+
+
+async def removed(made: Issuing) -> None:
+    made.rights.apply(b"identity/svc:ci", None)
+
+
+async def disabled(made: Issuing) -> None:
+    made.rights.identities["svc:ci"] = msgspec.structs.replace(IDENTITY, disabled=True)
+
+
+async def rotated(made: Issuing) -> None:
+    left = (IDENTITY.credentials[1], ClientSecret("e", bytes(16), bytes(32)))
+    made.rights.identities["svc:ci"] = msgspec.structs.replace(IDENTITY, credentials=left)
+
+
+async def over(made: Issuing) -> None:
+    ended = msgspec.structs.replace(IDENTITY.credentials[0], not_after_s=int(time.time()))
+    made.rights.identities["svc:ci"] = msgspec.structs.replace(IDENTITY, credentials=(ended,))
+
+
+async def less(made: Issuing) -> None:
+    made.rights.roles["r"] = Role("r", 1, (Allow(("payroll/*",), max_lifetime_s=600),))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(removed, "client_unauthenticated"), (disabled, "identity_disabled"), (rotated, "client_unauthenticated"),
+     (over, "client_unauthenticated"), (less, "job_not_granted")],
+)  # fmt: skip
+@pytest.mark.parametrize("when", ["before", "while it is minted", "while it is written"])
+async def test_who_is_nobody_any_more_is_handed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, reason: str, when: str
+) -> None:
+    made, keys, written = with_keys(tmp_path, monkeypatch)
+    if when == "before":
+        await change(made)
+        refused = await made.issue(CLIENT, WANTED)
+        records = 1
+    elif when == "while it is minted":
+        with (keys / LOCK_FILE).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            asked = asyncio.create_task(made.issue(CLIENT, WANTED))
+            await asyncio.wait({asked}, timeout=0.3)
+            await change(made)
+        refused, records = await asked, 1
+    else:
+        append = made._issuer._append
+
+        async def slowly(topic: Topic, some: Any) -> None:
+            await append(topic, some)
+            await change(made)
+
+        monkeypatch.setattr(made._issuer, "_append", slowly)
+        refused, records = await made.issue(CLIENT, WANTED), 2
+    assert isinstance(refused, Denied)
+    assert (refused.code, len(written)) == (reason, records)
+
+
+async def test_a_login_that_is_taken_back_gets_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _, _ = with_keys(tmp_path, monkeypatch)
+    made._tables = seen = tables(rule=msgspec.structs.replace(WORLD.rules[ISS], classes=("user",)))
+    login = (await identify(seen, of("user+jwt"), USER_CLASSES)).claims
+    client = Client(IDENTITY, login.jti, login)
+    assert isinstance(await made.issue(client, WANTED), Minted)
+    seen._revocations.apply(
+        *revocation_record(ISS, "jti", login.jti, since_s=9_999_999_999, reason="", by="x", keep_until_s=0)
+    )
+    seen._rebuild()
+    refused = await made.issue(client, WANTED)
+    assert isinstance(refused, Denied)
+    assert refused.code == "token_revoked"
+
+
+@pytest.mark.parametrize("change", [removed, rotated])
+async def test_who_holds_back_the_end_of_a_request_is_judged_as_it_is_at_that_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    service = unconnected(tmp_path)
+    made, _, _ = with_keys(tmp_path, monkeypatch, service)
+    text = secret_text("00" * 8, bytes(32))
+    made.rights.identities["svc:ci"] = msgspec.structs.replace(
+        IDENTITY, credentials=(keep_secret(text, bytes(16), 0), *IDENTITY.credentials)
+    )
+    monkeypatch.setattr(service.clients, "complaint", lambda: None)
+    body = msgspec.json.encode({"jobs": ["reports/nightly"], "lifetime_s": 60})
+    proof = base64.b64encode(f"svc:ci:{text}".encode()).decode()
+    head = (
+        f"POST /v1/tokens HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {proof}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    async with listening(service) as url:
+        host, port = url.removeprefix("http://").split(":")
+        for held_back in (False, True):
+            came, sent = await asyncio.open_connection(host, int(port))
+            sent.write(head.encode() + body[:-1])
+            await sent.drain()
+            if held_back:
+                await asyncio.sleep(0.3)
+                await change(made)
+            sent.write(body[-1:])
+            status = (await came.read()).split(b" ", 2)[1]
+            sent.close()
+            assert status == (b"401" if held_back else b"201")
 
 
 class Table:

@@ -68,6 +68,33 @@ def test_whatever_is_wrong_is_the_same_refusal(name, issuer, secret):
     assert rights().authenticate(name, issuer, secret, NOW_S) == unauthenticated()
 
 
+# ── what it is later ──
+
+
+def with_ci(**changed):
+    made = rights()
+    made.apply(identity_key("svc:ci"), msgspec.json.encode(msgspec.structs.replace(CI, **changed)))
+    return made
+
+
+def test_who_was_authenticated_is_as_the_registry_has_it_now():
+    client = Client(CI, KEPT.id)
+    assert rights().current(client, OURS, NOW_S) == client
+    changed = with_ci(roles=("other",), disabled=True, version=2)
+    assert changed.current(client, OURS, NOW_S) == Client(changed.identities["svc:ci"], KEPT.id)
+
+
+def test_who_is_gone_or_was_proved_by_what_is_gone_is_nobody_any_more():
+    client, login = Client(CI, KEPT.id), Client(CI, CLAIMS.jti, CLAIMS)
+    gone, rotated = rights(), with_ci(credentials=(msgspec.structs.replace(KEPT, id="1" * 16),))
+    gone.apply(identity_key("svc:ci"), None)
+    ended = with_ci(credentials=(msgspec.structs.replace(KEPT, not_after_s=NOW_S),))
+    for made in (gone, rotated, ended, with_ci(issuer="https://other")):
+        assert made.current(client, OURS, NOW_S) == unauthenticated()
+    assert rotated.current(login, OURS, NOW_S) == login._replace(identity=rotated.identities["svc:ci"])
+    assert gone.current(login, OURS, NOW_S) == unauthenticated()
+
+
 # ── records ──
 
 GRANT = Grant(("106-Trigger",), ("deploy-staging",), {})
