@@ -68,6 +68,9 @@ async def client_of(service: Service, request: Request[Any, Any, Any], headers: 
             error.challenge = INVALID_TOKEN  # of the scheme it came by
             raise
     caller, identity = await _identified(service, headers, USER_CLASSES)
+    ours = service.settings.issuer.issuer
+    if caller.claims.iss != ours:  # what is issued here is in our name, and taken back as ours
+        raise Problem("issuer_untrusted", f"who asks for tokens here, has logged in at {ours}")
     return Client(identity, caller.claims.jti, caller.claims)
 
 
@@ -76,6 +79,8 @@ async def _identified(service: Service, headers: Headers, classes: Classes) -> t
     identity = service.rights.known(caller.claims.sub, caller.claims.iss)
     if identity is None:
         raise Problem("identity_disabled", "there is no identity of that name")
+    if identity.kind != caller.claims.token_class:
+        raise Problem("wrong_client_class", f"{identity.name} is a {identity.kind}")
     return caller, identity
 
 
