@@ -157,6 +157,9 @@ class Serve(Section, frozen=True):
     unacknowledged_max: Annotated[int, about("triggers on their way to Kafka", ge=1, le=100_000)] = 5_000
     receipts_kept: Annotated[int, about("newest receipts in memory", ge=1_000, le=10_000_000)] = 100_000
     streams_max: Annotated[int, about("streams of receipts open at once", ge=0, le=100_000)] = 500
+    client_requests_per_s: Annotated[
+        int, about("of one identity at one door, that leave a record; in a burst, five times as many", ge=1, le=100_000)
+    ] = 100
     stop_timeout_s: Annotated[int, about("for requests under way when told to stop", ge=1, le=300)] = 10
 
 

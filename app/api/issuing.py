@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from app.api.caller import Caller, require_fresh
 from app.api.clients import Client
 from app.api.following import Follower
+from app.api.pace import Pace
 from app.api.problems import Problem
 from app.api.producing import Producer
 from app.authority.decide import Denied, IssueRequest, unauthenticated
@@ -75,7 +76,7 @@ class Issuing:
         self._live: dict[str, Issued] = {}  # by jti
         self._live_of: dict[str, dict[str, Issued]] = {}  # by identity and by subject, then by jti
         self._swept_s = 0
-        self._refusals = Refusals()
+        self._refusals, self._pace = Refusals(), Pace(settings.serve.client_requests_per_s)
 
     # ── life ──
 
@@ -167,7 +168,10 @@ class Issuing:
         return math.inf if record.removed_s is None else record.removed_s
 
     async def issue(self, client: Client, wanted: Wanted) -> Minted | Denied:
-        """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys."""
+        """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys,
+        and where the client asks too fast.
+        """
+        self._pace.take(client.identity.name, time.monotonic())
         birth_id_of = self._tables.world.objects.get
         try:
             made = await self._issuer.issue(client, self.rights, wanted, birth_id_of, current=self._current)
@@ -187,6 +191,7 @@ class Issuing:
     async def refused(self, client: Client, code: str, words: str) -> None:
         """Leave the record of what a client was refused before anything was asked for. Raises Problem without Kafka."""
         identity = client.identity
+        self._pace.take(identity.name, time.monotonic())
         await self._issuer.deny(Denied(code, words), IssueRequest(identity.name, identity.org_id, None), identity.name)
 
     async def unauthenticated(self, claimed: str) -> None:
@@ -201,13 +206,21 @@ class Issuing:
         await self._issuer.deny(denied, request, claimed, authenticated=False)
 
     async def revoke(self, selector: Selector, value: str, by: str, reason: str) -> dict[str, Any]:
-        """Write a revocation of our own issuer; gates honour it within a second. Raises Problem without Kafka."""
+        """Write a revocation of our own issuer, unless it is in force; gates honour it within a second. Raises Problem
+        without Kafka, and where the client asks too fast.
+        """
+        self._pace.take(by, time.monotonic())
+        require_fresh(self._tables)
         now_s, gate = int(time.time()), self._settings.gate
         entry = revocation(
             self._settings.issuer.issuer, selector, value, now_s=now_s, grace_s=gate.grace_s,
             queue_age_cap_s=gate.queue_age_cap_s, reason=reason, by=by,
         )  # fmt: skip
-        await self._append(Topic.REVOCATIONS, [record_of(entry)])
+        there = self._tables.world.revocations.of(entry.issuer, selector, value)
+        if there is not None and there.since_s >= entry.since_s:
+            entry = there
+        else:
+            await self._append(Topic.REVOCATIONS, [record_of(entry)])
         told: dict[str, Any] = msgspec.to_builtins(entry)
         return told
 

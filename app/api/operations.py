@@ -45,7 +45,7 @@ _STATUS: Final = {
     400: "malformed", 401: "no token, or one that is not honoured", 403: "the token does not permit this",
     404: "not there, or not yours", 408: "the body did not arrive in time", 409: "refused as a replay or a conflict",
     413: "too large", 415: "the body is not plain JSON", 422: "the parameters, or the key, do not fit",
-    429: "too many failures; Retry-After says when",
+    429: "too many failures, or more than one client may have in a second; Retry-After says when",
     431: "headers too large", 500: "the deployment failed on this", 503: "not now; Retry-After says when",
 }  # fmt: skip
 METHOD_NOT_ALLOWED: Final[Operation] = {

@@ -42,6 +42,8 @@ FAULTS: Final = (
           "get a token for the platform it is of now"),
     Fault("issue_denied", 403, "the client may not have this token issued", "the member denial names the reason"),
     Fault("revocation_denied", 403, "the token is not the client's, or not out", "ops: `tollgate token revoke`"),
+    Fault("client_too_fast", 429, "the client has more issued, taken back or refused than it may in a second",
+          "wait as Retry-After says; ops: serve.client_requests_per_s", transient=True),
     Fault("keys_unpublished", 404, "no public keys are published here", "ops: `tollgate keys generate`"),
     Fault("keys_unavailable", 503, "the signing keys cannot be used now; nothing was issued",
           "send it again; ops: the door's log says why, and `tollgate keys list`", transient=True),

@@ -167,6 +167,10 @@ class Revocations:
             for (issuer, prefix), since_s in self._prefixes.items()
         )
 
+    def of(self, issuer: str, selector: Selector, value: str) -> Revocation | None:
+        """The one in force of just this."""
+        return self._entries.get(revocation_key(issuer, selector, value))
+
     def outlived(self, now_s: int) -> list[bytes]:
         """Keys of records that may be cleaned away: every token they refuse has expired."""
         return [known for known, entry in self._entries.items() if entry.is_outlived(now_s)]

@@ -19,6 +19,7 @@ from app.api import used as used_module
 from app.api.caller import identify
 from app.api.clients import Client
 from app.api.issuing import Issuing, Refusals, Wanted
+from app.api.pace import BURST_S
 from app.api.problems import Problem
 from app.api.service import Service
 from app.api.used import Used
@@ -165,6 +166,59 @@ async def test_a_view_that_is_behind_issues_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(Problem) as refused:
         await made.issue(CLIENT, WANTED)
     assert (refused.value.code, written) == ("not_ready", [])
+
+
+# ── how fast ──
+
+
+async def test_one_identity_has_no_more_written_than_it_may_and_no_other_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _, written = with_keys(tmp_path, monkeypatch, unconnected(tmp_path, client_requests_per_s=1))
+    other = made.rights.identities["svc:other"] = msgspec.structs.replace(IDENTITY, name="svc:other")
+    refused = WANTED._replace(jobs=("payroll/run",))
+    ways: list[Any] = [
+        lambda client: made.issue(client, WANTED), lambda client: made.issue(client, refused),
+        lambda client: made.refused(client, "token_revoked", "it was handed over"),
+        lambda client: made.revoke("subject", client.identity.name, client.identity.name, ""),
+        lambda client: made.revoke("jti", "a", client.identity.name, ""),
+    ]  # fmt: skip
+    for way in ways:
+        await way(CLIENT)
+    assert len(written) == BURST_S == len(ways)
+    for way in ways:
+        with pytest.raises(Problem) as raised:
+            await way(CLIENT)
+        assert (raised.value.status, raised.value.code, raised.value.headers["Retry-After"]) == (
+            429, "client_too_fast", "1",
+        )  # fmt: skip
+    assert len(written) == len(ways)
+    assert isinstance(await made.issue(Client(other, "c"), WANTED), Minted)
+    made._pace._left = {name: (left, at_s - 1) for name, (left, at_s) in made._pace._left.items()}
+    assert isinstance(await made.issue(CLIENT, WANTED), Minted)
+
+
+async def test_a_revocation_that_is_in_force_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _, written = with_keys(tmp_path, monkeypatch)
+    ours, by = made._settings.issuer.issuer, "svc:ci"
+    first = await made.revoke("jti", "a", by, "lost")
+    made._tables.world.revocations.apply(*revocation_record(
+        ours, "jti", "a", **{name: first[name] for name in ("since_s", "reason", "by", "keep_until_s")}
+    ))  # fmt: skip
+    assert await made.revoke("jti", "a", by, "again") == first
+    assert len(written) == 1
+    await made.revoke("jti", "b", by, "")
+    # Of a subject it ends what was issued since, too.
+    made._tables.world.revocations.apply(
+        *revocation_record(ours, "subject", by, since_s=int(time.time()), reason="", by=by, keep_until_s=0)
+    )
+    await made.revoke("subject", by, by, "")
+    assert len(written) == 3
+
+
+# ── who is nobody any more ──
 
 
 async def removed(made: Issuing) -> None:
