@@ -29,13 +29,17 @@ class Caller(NamedTuple):
     claims: Claims
     emitter: str  # as receipts name it
 
-    def fault(self, world: World, now_ms: int | None = None) -> Rejected | None:
-        """Why the token is not honoured, in this world and now; None: it is."""
+    def fault(self, world: World, now_ms: int | None = None, *, grace: bool = True) -> Rejected | None:
+        """Why the token is not honoured, in this world and now; None: it is. Without grace, by its own times alone."""
         bearer = bearer_of(self.claims, world, world.memo)
         if bearer is None:
             return Rejected("issuer_untrusted")
         at_ms = now_ms or time.time_ns() // 1_000_000
-        return _over(self.claims, at_ms) or check_honoured(self.claims, bearer, at_ms, world)
+        return (
+            _over(self.claims, at_ms)
+            or (None if grace else _beside(self.claims, at_ms))
+            or check_honoured(self.claims, bearer, at_ms, world)
+        )
 
 
 def _over(claims: Claims, now_ms: int) -> Rejected | None:
@@ -46,6 +50,13 @@ def _over(claims: Claims, now_ms: int) -> Rejected | None:
     if claims.exp - claims.iat > cap_s:
         return Rejected("ttl_too_long", f"{claims.exp - claims.iat} s; at most {cap_s} s")
     return Rejected("token_expired") if now_ms >= claims.exp * 1000 else None
+
+
+def _beside(claims: Claims, now_ms: int) -> Rejected | None:
+    """Of any class, and at both ends: who is told that a token is active takes its times for what they say."""
+    if now_ms >= claims.exp * 1000:
+        return Rejected("token_expired")
+    return Rejected("token_not_yet_valid") if now_ms < max(claims.iat, claims.nbf) * 1000 else None
 
 
 _OF_CLIENTS: Final = frozenset((*USER_CLASSES.values(), *HOST_CLASSES.values()))

@@ -16,7 +16,7 @@ from litestar.response.base import ASGIResponse
 
 from app.api import exchange
 from app.api import operations as described
-from app.api.caller import Caller, identify
+from app.api.caller import Caller, verified_as
 from app.api.clients import Client
 from app.api.forms import NO_STORE, ErrorCode, Form, OAuthError, form_of, required
 from app.api.issuing import Issuing, Wanted
@@ -72,12 +72,13 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     @post(INTROSPECT, status_code=200, opt=described.operation(described.POST_INTROSPECT))
     async def introspect(request: Request[Any, Any, Any]) -> ASGIResponse:
         client, form = await _client(service, request)
-        caller = await _honoured(service, required(form, "token"), EVERY_CLASS)
+        caller = await _verified(service, required(form, "token"), EVERY_CLASS)
         body: dict[str, Any] = {"active": False}
         # Of tokens of another organisation a client learns nothing (RFC 7662 section 4); a used one-shot one is gone.
         if (
             isinstance(caller, Caller)
             and caller.claims.org_id == client.identity.org_id
+            and caller.fault(service.tables.world, grace=False) is None
             and not await service.used.was(caller.claims)
         ):
             body = _told(caller.claims, service.tables.world.audience, issuing.of(caller.claims.jti))
@@ -107,10 +108,10 @@ async def _client(service: Service, request: Request[Any, Any, Any]) -> tuple[Cl
     return await service.clients.authenticate(request, headers, form), form
 
 
-async def _honoured(service: Service, unverified_token: str, classes: Classes) -> Caller | str:
-    """The token, or by which code it would not be honoured now. Raises Problem when that cannot be told."""
+async def _verified(service: Service, unverified_token: str, classes: Classes) -> Caller | str:
+    """Whose token it is, honoured or not, or by which code it is nobody's. Raises Problem when that cannot be told."""
     try:
-        return await identify(service.tables, unverified_token, classes)
+        return Caller((await verified_as(service.tables, unverified_token, classes)).claims, "")
     except Problem as problem:
         if problem.status == 503:
             raise
@@ -123,12 +124,19 @@ async def _honoured(service: Service, unverified_token: str, classes: Classes) -
 async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
     unverified_token = exchange.subject_token_of(form)
     asked = _wanted(service, form)
-    caller = await _honoured(service, unverified_token, CLASSES)
+    caller = await _verified(service, unverified_token, CLASSES)
     if isinstance(caller, str):
-        raise OAuthError("invalid_request", "the token handed over is not honoured here", caller)
+        raise _not_honoured(caller)
+    refused = caller.fault(service.tables.world, grace=False)
+    if refused is not None:
+        raise _not_honoured(refused.code)
     if caller.claims.iss != service.settings.issuer.issuer or caller.claims.org_id != client.identity.org_id:
         raise OAuthError("invalid_request", "the token handed over is not of this issuer and organisation")
     return exchange.narrowed(caller.claims, asked, int(time.time()), client.identity.name)
+
+
+def _not_honoured(code: str) -> OAuthError:
+    return OAuthError("invalid_request", "the token handed over is not honoured here", code)
 
 
 def _error_of(denial: str, grant_type: str) -> ErrorCode:

@@ -38,10 +38,10 @@ class Closed:
         return f"http://{self.internal_at}"
 
 
-def unconnected(directory: Path, **serve: Any) -> Service:
+def unconnected(directory: Path, *, issuer: str = Issuer().issuer, **serve: Any) -> Service:
     """A service that has been told of a deployment and has not reached it. Within an event loop."""
     settings = Settings(
-        kafka=Kafka(bootstrap=NOWHERE), issuer=Issuer(jwks_file=directory / "jwks.json"),
+        kafka=Kafka(bootstrap=NOWHERE), issuer=Issuer(issuer=issuer, jwks_file=directory / "jwks.json"),
         serve=Serve(port=0, internal_port=0, **serve),
     )  # fmt: skip
     found = Deployment("cluster", "birth", 4, {}, 8 * 86_400_000, 86_400_000)

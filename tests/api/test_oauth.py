@@ -1,0 +1,109 @@
+"""The OAuth endpoints of a door that has read everything: what each client is told of tokens, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from app.api import exchange
+from app.api.issuing import Issuing
+from app.authority.identities import Identity, keep_secret, secret_text
+from app.authority.roles import Allow, Role
+from app.issuer.keystore import Keystore
+from app.stream.topics import Topic
+from tests.api.closed import listening, unconnected
+from tests.api.test_caller import tables
+from tests.support.pure_world import JOBS, WORLD
+from tests.support.tokens import ISS, token
+
+SECRET = secret_text("00" * 8, bytes(32))
+RULE = msgspec.structs.replace(WORLD.rules[ISS], orgs=("acme", "other"), subjects=("*",))
+MANY = {"uses": "many"}
+
+
+class Asked:
+    """A door, its clients and what it has written: their names are svc:ci and svc:agent, and svc:stranger elsewhere."""
+
+    def __init__(self, url: str, issuing: Issuing, written: list[tuple[Topic, dict[str, Any]]]) -> None:
+        self._http, self.issuing, self.written = httpx.AsyncClient(base_url=url, verify=False), issuing, written
+
+    async def post(self, path: str, name: str = "svc:ci", **form: str) -> httpx.Response:
+        return await self._http.post(path, data=form, auth=(name, SECRET))
+
+    async def get(self, path: str, name: str = "svc:ci", **query: str) -> httpx.Response:
+        return await self._http.get(path, params=query, auth=(name, SECRET))
+
+    async def revoke(self, name: str = "svc:ci", **body: str) -> httpx.Response:
+        return await self._http.post("/v1/revocations", json=body, auth=(name, SECRET))
+
+    async def exchanged(self, text: str, name: str = "svc:agent", **form: str) -> httpx.Response:
+        form = {"grant_type": exchange.GRANT_TYPE, "subject_token": text, "subject_token_type": exchange.JWT} | form
+        return await self.post("/oauth/token", name, **form)
+
+    def denied(self) -> list[dict[str, Any]]:
+        return [each for topic, each in self.written if topic is Topic.ISSUANCE and each["event"] == "issue_denied"]
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+@asynccontextmanager
+async def asking(directory: Path, monkeypatch: pytest.MonkeyPatch, **of_tables: Any) -> AsyncIterator[Asked]:
+    service, written = unconnected(directory, issuer=ISS), list[tuple[Topic, dict[str, Any]]]()
+    made = service.issuing
+    assert made is not None
+    service.tables = made._tables = tables(rule=RULE, **of_tables)
+    service.clients.complaint = lambda: None
+
+    async def append(topic: Topic, records: Any) -> None:
+        written.extend((topic, json.loads(value)) for _, value in records)
+
+    monkeypatch.setattr(made._issuer, "_append", append)
+    monkeypatch.setattr(made, "_append", append)
+    made._issuer._keys = keys = Keystore(directory / "keys", directory / "jwks.json")
+    keys.generate("ES256", int(time.time()))
+    made.rights.roles["r"] = Role("r", 1, (Allow(JOBS, subjects=("service:*",), max_lifetime_s=3_600),))
+    credentials = (keep_secret(SECRET, bytes(16), 0),)
+    for name, org_id in (("svc:ci", "acme"), ("svc:agent", "acme"), ("svc:stranger", "other")):
+        made.rights.identities[name] = Identity(name, 1, "service", ISS, org_id, ("r",), credentials=credentials)
+    async with listening(service) as url:
+        asked = Asked(url, made, written)
+        try:
+            yield asked
+        finally:
+            await asked.close()
+
+
+def ago(**times: int) -> str:
+    """A webhook token whose times lie so many seconds from now."""
+    now_s = int(time.time())
+    lies = {"iat": -600, "nbf": -600, "exp": 600} | times
+    return token(claims={name: now_s + by for name, by in lies.items()} | MANY)
+
+
+# ── a token's own time ──
+
+
+@pytest.mark.parametrize(
+    ("times", "reason"),
+    [({"exp": -1}, "token_expired"), ({"exp": 0}, "token_expired"), ({"exp": -59}, "token_expired"),
+     ({"nbf": 30}, "token_not_yet_valid"), ({"iat": 30}, "token_not_yet_valid"), ({}, None)],
+)  # fmt: skip
+async def test_a_token_is_active_and_exchanged_in_its_own_time_and_not_in_the_gates_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: dict[str, int], reason: str | None
+) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        shown = ago(**times)
+        told = (await door.post("/oauth/introspect", token=shown)).json()
+        assert told["active"] is (reason is None)
+        assert reason is None or told == {"active": False}
+        answer = await door.exchanged(shown, lifetime_s="1")
+        assert (answer.status_code, answer.json().get("reason")) == ((200, None) if reason is None else (400, reason))
