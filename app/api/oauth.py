@@ -88,7 +88,8 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     async def revoke(request: Request[Any, Any, Any]) -> ASGIResponse:
         client, form = await _client(service, request)
         found = await revocable(service, issuing, required(form, "token"))
-        if found is not None:
+        # Whether another organisation's is live is not the client's to know: it is told as of one that is not.
+        if found is not None and found.org_id == client.identity.org_id:
             name = client.identity.name
             if found.iss != service.settings.issuer.issuer or name not in found.owners:
                 raise OAuthError("unauthorized_client", "the token was not issued to this client")
@@ -127,11 +128,12 @@ async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
     caller = await _verified(service, unverified_token, CLASSES)
     if isinstance(caller, str):
         raise _not_honoured(caller)
+    # First whose it is: of another organisation's token a client learns nothing, not even whether it is honoured.
+    if caller.claims.iss != service.settings.issuer.issuer or caller.claims.org_id != client.identity.org_id:
+        raise OAuthError("invalid_request", "the token handed over is not of this issuer and organisation")
     refused = caller.fault(service.tables.world, grace=False)
     if refused is not None:
         raise _not_honoured(refused.code)
-    if caller.claims.iss != service.settings.issuer.issuer or caller.claims.org_id != client.identity.org_id:
-        raise OAuthError("invalid_request", "the token handed over is not of this issuer and organisation")
     return exchange.narrowed(caller.claims, asked, int(time.time()), client.identity.name)
 
 

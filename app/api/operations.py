@@ -214,8 +214,8 @@ POST_REVOKE: Final[Operation] = {
     "operationId": "revoke",
     "tags": ["authority"],
     "summary": "Take a token of the client's back (RFC 7009)",
-    "description": "200 means that its revocation is written, or that no gate will ever take it; 503, that it may be "
-    "good and its key is not known here.",
+    "description": "200 means that its revocation is written, that no gate will ever take it, or that it is of another "
+    "organisation; 503, that it may be good and its key is not known here.",
     "security": _CLIENT_OR_FORM,
     "requestBody": _form("token", token=_TEXT, token_type_hint=_TEXT),
     "responses": {"200": {"description": "it is not honoured any more, or never was"},

@@ -33,6 +33,7 @@ class Revocable(NamedTuple):
     """A token that may yet be good, and who may take it back."""
 
     iss: str
+    org_id: str
     jti: str
     owners: frozenset[str]
 
@@ -55,7 +56,7 @@ async def revocable(service: Service, issuing: Issuing, unverified_token: str) -
         return None
     record = issuing.of(claims.jti)
     owners = {claims.sub} if record is None else {claims.sub, record.identity}
-    return Revocable(claims.iss, claims.jti, frozenset(owners))
+    return Revocable(claims.iss, claims.org_id, claims.jti, frozenset(owners))
 
 
 async def _of_unknown_key(
@@ -65,10 +66,10 @@ async def _of_unknown_key(
     if unverified is None or _is_dead(service, unverified):
         return None
     if unverified.iss != service.settings.issuer.issuer:
-        return Revocable(unverified.iss, unverified.jti, frozenset())
+        return Revocable(unverified.iss, unverified.org_id, unverified.jti, frozenset())
     record = issuing.of(unverified.jti)
     if record is not None:
-        return Revocable(record.issuer, record.jti, frozenset((record.subject, record.identity)))
+        return Revocable(record.issuer, record.org_id, record.jti, frozenset((record.subject, record.identity)))
     kept_until_s = await issuing.published_until_s(unverified.kid) + service.settings.gate.jwks_max_stale_s
     if service.tables.keys_read_at_s(unverified.iss) >= came_at_s and kept_until_s < time.time():
         return None

@@ -107,3 +107,32 @@ async def test_a_token_is_active_and_exchanged_in_its_own_time_and_not_in_the_ga
         assert reason is None or told == {"active": False}
         answer = await door.exchanged(shown, lifetime_s="1")
         assert (answer.status_code, answer.json().get("reason")) == ((200, None) if reason is None else (400, reason))
+
+
+# ── of another organisation ──
+
+
+@pytest.mark.parametrize("times", [{}, {"exp": -1}, {"iat": -9_000_000, "nbf": -9_000_000, "exp": -8_000_000}])
+async def test_of_another_organisations_token_nothing_is_told_live_or_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: dict[str, int]
+) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        shown = ago(**times)
+        revoked = await door.post("/oauth/revoke", "svc:stranger", token=shown)
+        assert (revoked.status_code, revoked.content) == (200, b"")
+        assert not [each for topic, each in door.written if topic is Topic.REVOCATIONS]
+        answer = await door.exchanged(shown, "svc:stranger")
+        assert answer.status_code == 400
+        assert answer.json() == {
+            "error": "invalid_request",
+            "error_description": "the token handed over is not of this issuer and organisation",
+        }
+        assert (await door.post("/oauth/introspect", "svc:stranger", token=shown)).json() == {"active": False}
+
+
+async def test_of_its_own_organisations_token_a_client_is_told_that_it_is_another_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        answer = await door.post("/oauth/revoke", token=ago())
+        assert (answer.status_code, answer.json()["error"]) == (400, "unauthorized_client")

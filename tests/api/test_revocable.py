@@ -21,7 +21,7 @@ from app.gate.revocation import revocation_record
 from tests.api.test_caller import HANDLE, live, tables
 from tests.support.tokens import ISS, JTI, token
 
-RECORD = SimpleNamespace(issuer=ISS, jti=JTI, subject="service:ci", identity="svc:agent")
+RECORD = SimpleNamespace(issuer=ISS, org_id="acme", jti=JTI, subject="service:ci", identity="svc:agent")
 
 
 async def asked(made: Any, text: str, *, ours: str = ISS, record: Any = None, published_until_s: float = 0) -> Any:
@@ -40,7 +40,7 @@ async def test_a_token_whose_identity_is_disabled_can_be_taken_back() -> None:
     disabled = Identity("service:ci", 1, "service", ISS, "acme", disabled=True)
     identities.apply("service:ci", msgspec.json.encode(disabled))
     made._world = msgspec.structs.replace(made._world, disabled=identities.disabled(), memo=Memo())
-    assert await asked(made, token(claims=live())) == Revocable(ISS, JTI, frozenset({"service:ci"}))
+    assert await asked(made, token(claims=live())) == Revocable(ISS, "acme", JTI, frozenset({"service:ci"}))
 
 
 async def test_a_token_whose_time_has_not_come_can_be_taken_back() -> None:
@@ -101,14 +101,14 @@ async def test_a_token_whose_key_a_gate_may_have_kept_is_asked_for_again() -> No
 
 
 async def test_a_token_on_record_can_be_taken_back_by_whose_it_is_whatever_its_key() -> None:
-    mine = Revocable(ISS, JTI, frozenset({"service:ci", "svc:agent"}))
+    mine = Revocable(ISS, "acme", JTI, frozenset({"service:ci", "svc:agent"}))
     assert await asked(lacking(read_ago_s=20), of_k9(), record=RECORD, published_until_s=math.inf) == mine
     # Who says in a token of no key that another's jti is its own gets nowhere.
     assert await asked(lacking(read_ago_s=20), of_k9(sub="svc:thief"), record=RECORD) == mine
 
 
 async def test_a_token_of_another_issuer_is_nobodys_here() -> None:
-    assert await asked(lacking(), of_k9(), ours="https://ours.example") == Revocable(ISS, JTI, frozenset())
+    assert await asked(lacking(), of_k9(), ours="https://ours.example") == Revocable(ISS, "acme", JTI, frozenset())
 
 
 async def test_what_is_over_by_its_own_words_needs_no_key() -> None:
