@@ -180,9 +180,12 @@ def _grant(text: str) -> dict[str, Any]:
     """The one grant of authorization_details (RFC 9396), as the token will hold it."""
     try:
         # The strict parser reads objects: a list is read as the one member of one.
-        details = loads_object(b'{"details":' + text.encode() + b"}")["details"]
+        read = loads_object(b'{"details":' + text.encode() + b"}")
     except (JSONRefused, UnicodeEncodeError):
         raise OAuthError("invalid_authorization_details", "not strict JSON") from None
+    if len(read) != 1:  # the text has closed the list and gone on
+        raise OAuthError("invalid_authorization_details", "not strict JSON")
+    details = read["details"]
     if not (isinstance(details, list) and len(details) == 1 and isinstance(details[0], dict)):
         raise OAuthError("invalid_authorization_details", "not a list of exactly one object")
     grant: dict[str, Any] = details[0]

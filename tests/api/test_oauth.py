@@ -136,3 +136,18 @@ async def test_of_its_own_organisations_token_a_client_is_told_that_it_is_anothe
     async with asking(tmp_path, monkeypatch) as door:
         answer = await door.post("/oauth/revoke", token=ago())
         assert (answer.status_code, answer.json()["error"]) == (400, "unauthorized_client")
+
+
+# ── authorization_details ──
+
+
+async def test_authorization_details_are_one_list_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = json.dumps([{"type": "job_trigger", "jobs": [JOBS[0]]}])
+    form = {"grant_type": "client_credentials"}
+    async with asking(tmp_path, monkeypatch) as door:
+        for text, status in ((details, 200), (f'{details},"x":1', 400), (f"{details}}}", 400), (f"{details},", 400)):
+            answer = await door.post("/oauth/token", authorization_details=text, **form)
+            assert answer.status_code == status
+            assert status == 200 or answer.json()["error"] == "invalid_authorization_details"
