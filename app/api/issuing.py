@@ -188,11 +188,12 @@ class Issuing:
                 return Denied(fault.code, "the login is not honoured any more")
         return self.rights.current(client, self._settings.issuer.issuer, int(time.time()))
 
-    async def refused(self, client: Client, code: str, words: str) -> None:
-        """Leave the record of what a client was refused before anything was asked for. Raises Problem without Kafka."""
-        identity = client.identity
-        self._pace.take(identity.name, time.monotonic())
-        await self._issuer.deny(Denied(code, words), IssueRequest(identity.name, identity.org_id, None), identity.name)
+    async def refused(self, client: Client, code: str, words: str, wanted: Wanted | None = None) -> None:
+        """Leave the record of what a client was refused before its rights were asked. Raises Problem without Kafka."""
+        name, org_id = client.identity.name, client.identity.org_id
+        self._pace.take(name, time.monotonic())
+        request = IssueRequest(name, org_id, None) if wanted is None else wanted.request(name, org_id)
+        await self._issuer.deny(Denied(code, words), request, name)
 
     async def unauthenticated(self, claimed: str) -> None:
         """Leave the record of a client that proved nothing; of a flood, of some of them, and how many there were."""

@@ -51,18 +51,22 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     async def token(request: Request[Any, Any, Any]) -> ASGIResponse:
         client, form = await _client(service, request)
         told: dict[str, Any] = {}
-        match required(form, "grant_type"):
-            case "client_credentials":
-                wanted = _wanted(service, form)
-            case exchange.GRANT_TYPE:
-                try:
-                    wanted = await _exchanged(service, client, form)
-                except OAuthError as error:
-                    await issuing.refused(client, error.reason or error.error, error.description)
-                    raise
-                told = {"issued_token_type": exchange.issued_type(form)}
-            case _:
-                raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(GRANT_TYPES)}")
+        wanted: Wanted | None = None  # as far as it could be read
+        try:
+            match required(form, "grant_type"):
+                case "client_credentials":
+                    wanted = _wanted(service, form)
+                case exchange.GRANT_TYPE:
+                    wanted = _wanted(service, form)
+                    given = await _handed_over(service, client, form)
+                    wanted = wanted._replace(jobs=wanted.jobs or given.grant.jobs, subject=wanted.subject or given.sub)
+                    wanted = exchange.narrowed(given, wanted, int(time.time()), client.identity.name)
+                    told = {"issued_token_type": exchange.issued_type(form)}
+                case _:
+                    raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(GRANT_TYPES)}")
+        except OAuthError as error:
+            await issuing.refused(client, error.reason or error.error, error.description, wanted)
+            raise
         made = await issuing.issue(client, wanted)
         if isinstance(made, Denied):
             code = _error_of(made.code, form["grant_type"])
@@ -92,7 +96,9 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         if found is not None and found.org_id == client.identity.org_id:
             name = client.identity.name
             if found.iss != service.settings.issuer.issuer or name not in found.owners:
-                raise OAuthError("unauthorized_client", "the token was not issued to this client")
+                words = "the token was not issued to this client"
+                await issuing.refused(client, "revocation_denied", words)
+                raise OAuthError("unauthorized_client", words)
             await issuing.revoke("jti", found.jti, name, "revoked by its client")
         return answer(b"", headers=NO_STORE)
 
@@ -122,10 +128,9 @@ async def _verified(service: Service, unverified_token: str, classes: Classes) -
 # ── what is asked for ──
 
 
-async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
-    unverified_token = exchange.subject_token_of(form)
-    asked = _wanted(service, form)
-    caller = await _verified(service, unverified_token, CLASSES)
+async def _handed_over(service: Service, client: Client, form: Form) -> Claims:
+    """What the token that is to be exchanged says. Raises OAuthError."""
+    caller = await _verified(service, exchange.subject_token_of(form), CLASSES)
     if isinstance(caller, str):
         raise _not_honoured(caller)
     # First whose it is: of another organisation's token a client learns nothing, not even whether it is honoured.
@@ -134,7 +139,7 @@ async def _exchanged(service: Service, client: Client, form: Form) -> Wanted:
     refused = caller.fault(service.tables.world, grace=False)
     if refused is not None:
         raise _not_honoured(refused.code)
-    return exchange.narrowed(caller.claims, asked, int(time.time()), client.identity.name)
+    return caller.claims
 
 
 def _not_honoured(code: str) -> OAuthError:

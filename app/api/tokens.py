@@ -87,7 +87,9 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         elif body.selector == "jti" and record is None:
             own = False
         if not own:
-            raise Problem("revocation_denied")
+            problem = Problem("revocation_denied")
+            await issuing.refused(client, problem.code, problem.told.meaning)
+            raise problem
         fault = reason_fault(body.reason)
         if fault is not None:
             raise Problem("request_malformed", fault)

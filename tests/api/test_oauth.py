@@ -20,7 +20,7 @@ from app.authority.roles import Allow, Role
 from app.issuer.keystore import Keystore
 from app.stream.topics import Topic
 from tests.api.closed import listening, unconnected
-from tests.api.test_caller import tables
+from tests.api.test_caller import live, tables
 from tests.support.pure_world import JOBS, WORLD
 from tests.support.tokens import ISS, token
 
@@ -151,3 +151,57 @@ async def test_authorization_details_are_one_list_and_nothing_beside_it(
             answer = await door.post("/oauth/token", authorization_details=text, **form)
             assert answer.status_code == status
             assert status == 200 or answer.json()["error"] == "invalid_authorization_details"
+
+
+# ── what a refusal leaves ──
+
+
+@pytest.mark.parametrize(
+    ("form", "reason", "jobs"),
+    [
+        ({"grant_type": "password"}, "unsupported_grant_type", []), ({"grant_type": ""}, "invalid_request", []),
+        ({"uses": "thrice"}, "invalid_request", []), ({"scope": "read"}, "invalid_scope", []),
+        ({"audience": "elsewhere"}, "invalid_target", []),
+        ({"authorization_details": "[]"}, "invalid_authorization_details", []),
+        ({"scope": "job:payroll/run"}, "job_not_granted", ["payroll/run"]),
+    ],
+)  # fmt: skip
+async def test_whatever_a_client_is_refused_leaves_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: dict[str, str], reason: str, jobs: list[str]
+) -> None:
+    asked = {"grant_type": "client_credentials"} | form
+    async with asking(tmp_path, monkeypatch) as door:
+        assert (await door.post("/oauth/token", **asked)).status_code == 400
+        (left,) = door.denied()
+        assert (left["identity"], left["authenticated"], left["reason"]) == ("svc:ci", True, reason)
+        assert left["jobs"] == jobs
+
+
+async def test_the_record_of_a_refused_exchange_names_what_was_asked_for_and_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        one_shot, dead = token(claims=live()), ago(exp=-1)
+        for form in (
+            {"subject_token": one_shot},
+            {"subject_token": dead, "scope": f"job:{JOBS[1]}", "lifetime_s": "7"},
+        ):
+            assert (await door.exchanged("", **form)).status_code == 400
+        of_handed, of_asked = door.denied()
+        assert (of_handed["reason"], of_handed["subject"], of_handed["jobs"]) == (
+            "token_already_used", "service:ci", [JOBS[0]],
+        )  # fmt: skip
+        # Of a token that is not honoured nothing is taken: what was asked for is what the request says.
+        assert (of_asked["reason"], of_asked["subject"], of_asked["jobs"], of_asked["lifetime_s"]) == (
+            "token_expired", "svc:agent", [JOBS[1]], 7,
+        )  # fmt: skip
+
+
+async def test_who_would_take_back_what_is_not_its_own_leaves_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        assert (await door.post("/oauth/revoke", token=ago())).status_code == 400
+        assert (await door.revoke(selector="subject", value="svc:agent")).status_code == 403
+        assert (await door.revoke(selector="jti", value="another")).status_code == 403
+        assert [(each["identity"], each["reason"]) for each in door.denied()] == [("svc:ci", "revocation_denied")] * 3
