@@ -1,4 +1,4 @@
-"""The bodies of requests about tokens and of their answers, as types."""
+"""The bodies and the query of requests about tokens, and the bodies of their answers, as types."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from app.authority.records import Issued
 from app.authority.revoking import REASON_MAX_CHARACTERS
 from app.authority.roles import TokenClass
 from app.gate.claims import Uses
@@ -24,6 +25,22 @@ class TokenWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idempotency_key: str | None = None
     reference: bool = False  # a handle (ref:…), which says nothing to who sees it
     bound_to: str | None = None  # it dies with this object of the registry: job/NAME, trust/ISSUER
+
+
+class TokensAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query of a listing: only what fits each member that is given."""
+
+    identity: str | None = None  # to which it was issued
+    subject: str | None = None
+    token_class: str | None = msgspec.field(name="class", default=None)
+    job: str | None = None
+    revoked: Literal["true", "false"] = "false"  # also those that are
+
+    def fits(self, each: Issued) -> bool:
+        return (
+            self.identity in (None, each.identity) and self.subject in (None, each.subject)
+            and self.token_class in (None, each.token_class) and (self.job is None or self.job in each.jobs)
+        )  # fmt: skip
 
 
 class RevocationWanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -243,13 +243,15 @@ GET_TOKENS: Final[Operation] = {
     "operationId": "tokens",
     "tags": ["authority"],
     "summary": "The client's tokens that may still be out, by fingerprint",
-    "description": "One-shot tokens that have started their job are left out, unless very much was decided since they "
-    "were issued: introspection tells in any case.",
+    "description": "Revoked ones are left out, and one-shot tokens that have started their job, unless very much was "
+    "decided since they were issued: introspection tells in any case.",
     "security": [*_CLIENT, *_USER],
     "parameters": [
         {"name": name, "in": "query", "schema": _TEXT, "description": f"only of this {name}"}
-        for name in ("job", "subject", "class")
-    ],
+        for name in ("identity", "subject", "class", "job")
+    ]
+    + [{"name": "revoked", "in": "query", "schema": {"enum": ["true", "false"]}, "description": "true: also those that "
+        "are revoked"}],
     "responses": {"200": {"description": "newest first; `more` when some were left out", **_content(JSON, {
         "type": "object", "required": ["tokens", "more"],
         "properties": {"tokens": {"type": "array", "items": _ref("ListedToken")}, "more": {"type": "boolean"}},

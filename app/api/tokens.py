@@ -6,7 +6,8 @@ Either sees and takes back its own tokens alone: those it asked for and those th
 
 from __future__ import annotations
 
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 import msgspec
 import orjson
@@ -16,7 +17,7 @@ from litestar.response.base import ASGIResponse
 
 from app.api import operations as described
 from app.api.bearers import client_of
-from app.api.bodies import ListedToken, RevocationWanted, TokenWanted
+from app.api.bodies import ListedToken, RevocationWanted, TokensAsked, TokenWanted
 from app.api.clients import Client
 from app.api.forms import NO_STORE
 from app.api.issuing import Issuing, Wanted
@@ -30,6 +31,7 @@ from app.gate.claims import Claims, Delegation, Grant, Uses
 
 TOKENS, REVOCATIONS = "/v1/tokens", "/v1/revocations"
 LISTED_MAX: Final = 1_000
+T = TypeVar("T")
 
 
 def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
@@ -62,19 +64,20 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     @get(TOKENS, opt=described.operation(described.GET_TOKENS))
     async def live(request: Request[Any, Any, Any]) -> ASGIResponse:
         client = await client_of(service, request, headers_of(request.scope))
-        job, subject = request.query_params.get("job"), request.query_params.get("subject")
-        token_class = request.query_params.get("class")
+        asked = _queried(request)
         objects = service.tables.world.objects
         found = [
             each for each in issuing.live(client.identity.name)
-            if (each.bound_to is None or not each.bound_to.is_gone(objects))  # which none comes back from
-            and (job is None or job in each.jobs) and (subject is None or subject == each.subject)
-            and (token_class is None or token_class == each.token_class)
+            if asked.fits(each) and (each.bound_to is None or not each.bound_to.is_gone(objects))
         ]  # fmt: skip
         found.sort(key=lambda each: each.issued_at_ms, reverse=True)
-        used = await service.used.among(found[:LISTED_MAX], client.identity.name)
-        rows = [_listed(service, each) for each in found[:LISTED_MAX] if each.jti not in used]
-        return answer(msgspec.json.encode({"tokens": rows, "more": len(found) > LISTED_MAX}), headers=NO_STORE)
+        listed = ((each, _listed(service, each)) for each in found)
+        shown = list(
+            islice((pair for pair in listed if asked.revoked == "true" or not pair[1].revoked), LISTED_MAX + 1)
+        )
+        used = await service.used.among((each for each, _ in shown[:LISTED_MAX]), client.identity.name)
+        rows = [row for each, row in shown[:LISTED_MAX] if each.jti not in used]
+        return answer(msgspec.json.encode({"tokens": rows, "more": len(shown) > LISTED_MAX}), headers=NO_STORE)
 
     @post(REVOCATIONS, status_code=201, opt=described.operation(described.POST_REVOCATIONS))
     async def revoke(request: Request[Any, Any, Any]) -> ASGIResponse:
@@ -99,14 +102,26 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
     return [issue, live, revoke]
 
 
-async def _asked(service: Service, request: Request[Any, Any, Any], kind: Any) -> tuple[Client, Any]:
+async def _asked(service: Service, request: Request[Any, Any, Any], kind: type[T]) -> tuple[Client, T]:
     """The client, and the body as one of our types; a member that is unknown or of another type is refused."""
     headers = headers_of(request.scope)
     # The body first, which may take its time: who has proved to be somebody is judged as it is at the end of it.
     members = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
     client = await client_of(service, request, headers)
+    return client, _of_type(members, kind)
+
+
+def _queried(request: Request[Any, Any, Any]) -> TokensAsked:
+    """A parameter that is unknown or given twice is refused, as a member of a body is: it might have narrowed it."""
+    given = list(request.query_params.multi_items())
+    if len({name for name, _ in given}) != len(given):
+        raise Problem("request_malformed", "a parameter is given more than once")
+    return _of_type(dict(given), TokensAsked)
+
+
+def _of_type(members: dict[str, Any], kind: type[T]) -> T:
     try:
-        return client, msgspec.convert(members, kind)
+        return msgspec.convert(members, kind)
     except msgspec.ValidationError as error:
         raise Problem("request_malformed", _printable(str(error))) from None
 

@@ -162,7 +162,11 @@ def test_what_a_token_was_exchanged_for_dies_with_it_and_not_the_other_way_round
     assert started(family, cousin, other) == ["accepted"] * 2
     for token, active in ((sibling, False), (cousin, True)):
         assert authority.ask(second, "/oauth/introspect", token=token).json()["active"] is active
-    rows = httpx.get(f"{authority.url}/v1/tokens", auth=second).json()["tokens"]
+    url = f"{authority.url}/v1/tokens"
+    rows = httpx.get(url, params={"revoked": "true"}, auth=second).json()["tokens"]
+    live = {row["jti"] for row in httpx.get(url, auth=second).json()["tokens"]}
+    assert claims_of(cousin)["jti"] in live
+    assert live.isdisjoint(claims_of(token)["jti"] for token in (grandchild, sibling))
     marked = {row["jti"]: row["revoked"] for row in rows}
     assert [marked[claims_of(token)["jti"]] for token in (grandchild, sibling, cousin)] == [True, True, False]
     assert error(family.exchanged(second, handed)) == (400, "invalid_request", "token_revoked")

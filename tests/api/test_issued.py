@@ -28,6 +28,7 @@ from app.authority.identities import ClientSecret, Identity, keep_secret, secret
 from app.authority.records import Issued, issue_denied
 from app.authority.roles import Allow, Role
 from app.config import Settings
+from app.gate.claims import Uses
 from app.gate.idempotency import jti_identity, jti_scope, pack
 from app.gate.revocation import revocation_record
 from app.gate.token import USER_CLASSES
@@ -41,7 +42,10 @@ from tests.support.pure_world import WORLD
 from tests.support.tokens import ISS
 
 
-def record(jti: str, identity: str = "svc:ci", subject: str = "svc:ci", lives_s: int = 600) -> bytes:
+def record(
+    jti: str, identity: str = "svc:ci", subject: str = "svc:ci", lives_s: int = 600, *, uses: Uses = "once",
+    issuer: str = "https://i",
+) -> bytes:  # fmt: skip
     now_s = int(time.time())
     return msgspec.json.encode(
         Issued(
@@ -50,11 +54,11 @@ def record(jti: str, identity: str = "svc:ci", subject: str = "svc:ci", lives_s:
             "c",
             ("r",),
             "http",
-            "https://i",
+            issuer,
             subject,
             "dev",
             "trigger",
-            "once",
+            uses,
             jti,
             "k1",
             "f" * 32,

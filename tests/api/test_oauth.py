@@ -17,10 +17,12 @@ from app.api import exchange
 from app.api.issuing import Issuing
 from app.authority.identities import Identity, keep_secret, secret_text
 from app.authority.roles import Allow, Role
+from app.gate.revocation import revocation_record
 from app.issuer.keystore import Keystore
 from app.stream.topics import Topic
 from tests.api.closed import listening, unconnected
 from tests.api.test_caller import live, tables
+from tests.api.test_issued import record
 from tests.support.pure_world import JOBS, WORLD
 from tests.support.tokens import ISS, token
 
@@ -39,7 +41,7 @@ class Asked:
         return await self._http.post(path, data=form, auth=(name, SECRET))
 
     async def get(self, path: str, name: str = "svc:ci", **query: str) -> httpx.Response:
-        return await self._http.get(path, params=query, auth=(name, SECRET))
+        return await self._http.get(path, params=query or None, auth=(name, SECRET))
 
     async def revoke(self, name: str = "svc:ci", **body: str) -> httpx.Response:
         return await self._http.post("/v1/revocations", json=body, auth=(name, SECRET))
@@ -205,3 +207,35 @@ async def test_who_would_take_back_what_is_not_its_own_leaves_a_record(
         assert (await door.revoke(selector="subject", value="svc:agent")).status_code == 403
         assert (await door.revoke(selector="jti", value="another")).status_code == 403
         assert [(each["identity"], each["reason"]) for each in door.denied()] == [("svc:ci", "revocation_denied")] * 3
+
+
+# ── what is listed ──
+
+
+async def test_what_is_listed_is_live_and_fits_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        for jti, identity in (("a", "svc:ci"), ("b", "svc:agent"), ("c", "svc:ci")):
+            door.issuing._take(record(jti, identity, uses="many", issuer=ISS))
+
+        async def listed(**query: str) -> set[str]:
+            return {row["jti"] for row in (await door.get("/v1/tokens", **query)).json()["tokens"]}
+
+        world = door.issuing._tables.world
+        world.revocations.apply(
+            *revocation_record(ISS, "jti", "c", since_s=9_999_999_999, reason="", by="x", keep_until_s=0)
+        )
+        assert await listed() == await listed(revoked="false") == {"a", "b"}
+        assert await listed(revoked="true") == {"a", "b", "c"}
+        assert await listed(identity="svc:agent") == {"b"}
+        assert await listed(identity="svc:ci", revoked="true") == {"a", "c"}
+        assert await listed(job="reports/none") == await listed(**{"class": "user"}) == set()
+        assert await listed(subject="svc:ci") == {"a", "b"}
+
+
+@pytest.mark.parametrize("query", ["identiy=svc:ci", "org=acme", "job=a&job=b", "revoked=yes", "revoked=", "=x"])
+async def test_a_listing_that_says_what_is_not_known_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        answer = await door.get(f"/v1/tokens?{query}")
+        assert (answer.status_code, answer.json()["reason"]) == (400, "request_malformed")
