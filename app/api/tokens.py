@@ -84,6 +84,8 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
         client, body = await _asked(service, request, RevocationWanted)
         name = client.identity.name
         record = issuing.of(body.value) if body.selector == "jti" else None
+        if record is not None and record.issuer != service.settings.issuer.issuer:
+            record = None  # another issuer's of this deployment: in our name nothing of it can be revoked
         own = body.value == name if record is None else name in (record.identity, record.subject)
         if client.until_s is not None and body.selector == "jti" and body.value == client.credential_id:
             own = True  # the very token it is asked with: a login ends itself, wherever its record has got to

@@ -239,3 +239,15 @@ async def test_a_listing_that_says_what_is_not_known_is_refused(
     async with asking(tmp_path, monkeypatch) as door:
         answer = await door.get(f"/v1/tokens?{query}")
         assert (answer.status_code, answer.json()["reason"]) == (400, "request_malformed")
+
+
+async def test_a_token_of_another_issuer_of_this_deployment_is_not_this_ones_to_take_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asking(tmp_path, monkeypatch) as door:
+        for jti, issuer in (("ours", ISS), ("theirs", "https://theirs.example")):
+            door.issuing._take(record(jti, issuer=issuer))
+        assert (await door.revoke(selector="jti", value="ours")).status_code == 201
+        refused = await door.revoke(selector="jti", value="theirs")
+        assert (refused.status_code, refused.json()["reason"]) == (403, "revocation_denied")
+        assert [each["value"] for topic, each in door.written if topic is Topic.REVOCATIONS] == ["ours"]
