@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from app.authority.decide import Allowed, Denied, IssueRequest, may_issue
 from app.authority.records import Record, Via, issue_denied, issued
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Append = Callable[[Topic, Sequence[Record]], Awaitable[object]]  # on its return the cluster has them
 Current = Callable[[Client], Client | Denied]  # who was authenticated, as it stands now
 BirthIdOf = Callable[[str], str | None]  # of what the registry holds under a key, as `definitions.birth_id_in` has it
+BOUND_TO: Final = ("job/", "trust/")  # what a token may live as long as, by its key in the registry
 
 
 class Wanted(NamedTuple):
@@ -56,6 +57,10 @@ class Wanted(NamedTuple):
         """With the object that the registry holds now under the key."""
         if self.bind_to is None:
             return self
+        if not self.bind_to.startswith(BOUND_TO):  # whether another is there is nothing to ask by a token
+            return Denied(
+                "bound_object_gone", f"tokens are bound to {' and '.join(f'{kind}NAME' for kind in BOUND_TO)}"
+            )
         birth_id = birth_id_of(self.bind_to)
         if not birth_id:
             what = "nothing" if birth_id is None else "what has no birth id to tell it from one made anew"

@@ -28,7 +28,7 @@ from app.authority.identities import ClientSecret, Identity, keep_secret, secret
 from app.authority.records import Issued, issue_denied
 from app.authority.roles import Allow, Role
 from app.config import Settings
-from app.gate.claims import Uses
+from app.gate.claims import BoundTo, Uses
 from app.gate.idempotency import jti_identity, jti_scope, pack
 from app.gate.revocation import revocation_record
 from app.gate.token import USER_CLASSES
@@ -170,6 +170,24 @@ async def test_a_view_that_is_behind_issues_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(Problem) as refused:
         await made.issue(CLIENT, WANTED)
     assert (refused.value.code, written) == ("not_ready", [])
+
+
+def test_a_token_is_bound_to_jobs_and_trust_rules_and_asks_for_nothing_else() -> None:
+    asked: list[str] = []
+
+    def birth_id_of(key: str) -> str:
+        asked.append(key)
+        return "born"
+
+    for key in ("job/reports/nightly", "trust/https://i"):
+        bound = WANTED._replace(bind_to=key).bound(birth_id_of)
+        assert isinstance(bound, Wanted)
+        assert bound.bound_to == BoundTo(key, "born")
+    for key in ("identity/svc:ci", "role/r", "rule/freeze", "platform/hpc", "deployment", "jobs", "device/1", ""):
+        refused = WANTED._replace(bind_to=key).bound(birth_id_of)
+        assert isinstance(refused, Denied)
+        assert refused.code == "bound_object_gone"
+    assert asked == ["job/reports/nightly", "trust/https://i"]
 
 
 # ── how fast ──
