@@ -40,17 +40,20 @@ class MappingRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     birth_id: BirthId | None = None
 
     def fits_bearer(self, claims: Claims) -> bool:
-        """Every selector that is the same for all tokens of a bearer."""
-        subject = claims.sub
+        """Every selector that is the same for all tokens of a bearer.
+
+        Whom a deny rule names, it also denies to act for others; an allow rule is about the subject, whoever acts.
+        """
+        who = (claims.sub, *claims.actors) if self.effect == "deny" else (claims.sub,)
         return (
             (self.issuers is None or claims.iss in self.issuers)
             and (self.classes is None or claims.token_class in self.classes)
-            and (self.identities is None or matches(self.identities, subject))
-            and (
-                self.hosts is None
-                or (subject.startswith(HOST_PREFIX) and matches(self.hosts, subject.removeprefix(HOST_PREFIX)))
-            )
+            and (self.identities is None or any(matches(self.identities, each) for each in who))
+            and (self.hosts is None or any(self._fits_host(each) for each in who))
         )
+
+    def _fits_host(self, name: str) -> bool:
+        return name.startswith(HOST_PREFIX) and matches(self.hosts or (), name.removeprefix(HOST_PREFIX))
 
     def says(self) -> str:
         """What its refusal says."""

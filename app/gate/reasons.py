@@ -326,7 +326,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     Reason(
         "denied_by_rule",
         _A,
-        "a mapping rule denies this to the token, its subject, class or host",
+        "a mapping rule denies this to the token, its subject, who acts for it, its class or host",
         "ops: `tollgate policy show` names the rule",
     ),
     Reason(

@@ -99,6 +99,24 @@ def test_a_host_is_named_by_its_subject(hosts, expected):
     assert verdict(admit(world(rule(hosts=hosts)), sub="host:hpc-a")) == expected
 
 
+ACTING = {"act": {"sub": "svc:last", "act": {"sub": "host:hpc-a"}}}
+
+
+@pytest.mark.parametrize("selector", [{"identities": ["svc:last"]}, {"identities": ["host:*"]}, {"hosts": ["hpc-a"]}])
+def test_whom_a_deny_rule_names_it_denies_to_act_for_others(selector):
+    assert verdict(admit(world(rule(**selector)), **ACTING)) == DENIED
+    assert verdict(admit(world(rule(**selector)))) == "admitted"
+    assert verdict(admit(world(rule(jobs=[WEEKLY], **selector)), **ACTING)) == "admitted"
+
+
+def test_an_allow_rule_is_about_the_subject_whoever_acts():
+    narrowed = world(rule(effect="allow", identities=["svc:last"], jobs=[WEEKLY]))
+    assert verdict(admit(narrowed, **ACTING)) == "admitted"
+    assert (
+        verdict(admit(world(rule(effect="allow", identities=["service:ci"], jobs=[WEEKLY])), **ACTING)) == NOT_ALLOWED
+    )
+
+
 @pytest.mark.parametrize(
     ("members", "job", "expected"),
     [
