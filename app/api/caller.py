@@ -35,11 +35,11 @@ class Caller(NamedTuple):
         if bearer is None:
             return Rejected("issuer_untrusted")
         at_ms = now_ms or time.time_ns() // 1_000_000
-        return (
-            _over(self.claims, at_ms)
-            or (None if grace else _beside(self.claims, at_ms))
-            or check_honoured(self.claims, bearer, at_ms, world)
-        )
+        refused = _over(self.claims, at_ms) or (None if grace else _beside(self.claims, at_ms))
+        refused = refused or check_honoured(self.claims, bearer, at_ms, world)
+        if refused is None and bearer.mapping is not None and self.claims.token_class in _OF_CLIENTS:
+            refused = bearer.mapping.refuse(self.claims, None)  # of what starts jobs, the gate asks at each job
+        return refused
 
 
 def _over(claims: Claims, now_ms: int) -> Rejected | None:

@@ -75,24 +75,31 @@ class MappingRules(msgspec.Struct, frozen=True):
         allow = tuple(rule for rule in self.allow if rule.fits_bearer(claims))
         return MappingRules(deny, allow, self.unreadable) if deny or allow or self.unreadable else None
 
-    def refuse(self, claims: Claims, job: str) -> Rejected | None:
-        """Of a bearer's rules: whether they let its token, and each that it came of, start this job."""
+    def refuse(self, claims: Claims, job: str | None) -> Rejected | None:
+        """Of a bearer's rules: whether they let its token, and each that it came of, start this job.
+
+        None: it starts none, and says who calls. Then a deny rule that names no jobs refuses it, and no other.
+        """
         for jti in (claims.jti, *(parent.jti for parent in claims.parents)):
             refused = self._refuse(jti, job)
             if refused is not None:
                 return refused
         return None
 
-    def _refuse(self, jti: str, job: str) -> Rejected | None:
+    def _refuse(self, jti: str, job: str | None) -> Rejected | None:
         if self.unreadable:
             return Rejected("denied_by_rule", f"the rule {self.unreadable[0]} cannot be read")
         for rule in self.deny:
-            if (rule.jtis is None or jti in rule.jtis) and (rule.jobs is None or matches(rule.jobs, job)):
+            if (rule.jtis is None or jti in rule.jtis) and _names(rule, job):
                 return Rejected("denied_by_rule", rule.says())
         allow = [rule for rule in self.allow if rule.jtis is None or jti in rule.jtis]
-        if allow and not any(rule.jobs is None or matches(rule.jobs, job) for rule in allow):
+        if job is not None and allow and not any(_names(rule, job) for rule in allow):
             return Rejected("not_allowed_by_rule", allow[0].says())
         return None
+
+
+def _names(rule: MappingRule, job: str | None) -> bool:
+    return rule.jobs is None or (job is not None and matches(rule.jobs, job))
 
 
 NO_RULES: Final = MappingRules()

@@ -12,9 +12,10 @@ import pytest
 from app.api.caller import identify
 from app.api.problems import Problem
 from app.gate.decide import Memo
+from app.gate.mapping import Effect, MappingRule
 from app.gate.policy import TrustRule
 from app.gate.reference import HASH_CLAIM, grant_key, handle_digest
-from app.gate.token import CLASSES, HOST_CLASSES, USER_CLASSES, Classes
+from app.gate.token import CLASSES, EVERY_CLASS, HOST_CLASSES, USER_CLASSES, Classes
 from app.stream.tables import Tables
 from tests.support.pure_world import WORLD
 from tests.support.tokens import CLAIMS, ISS, RING, token
@@ -117,3 +118,25 @@ async def test_a_users_time_is_a_day_at_most_and_has_no_grace_at_its_end(claims:
     changed = {name: now_s + by for name, by in ({"iat": -300, "nbf": -300, "exp": 300} | claims).items()}
     presented = token({"typ": "user+jwt"}, changed | {"sub": "service:ann"})
     assert await told(tables(rule=rule), presented, USER_CLASSES) == expected
+
+
+@pytest.mark.parametrize("typ", ["trigger+jwt", "user+jwt", "host+jwt"])
+@pytest.mark.parametrize(
+    ("effect", "members", "denies"),
+    [
+        ("deny", {"classes": ("user", "host")}, True), ("deny", {"identities": ("service:ann",)}, True),
+        ("deny", {"identities": ("service:bob",)}, False), ("deny", {"classes": ("user", "host"), "jobs": ("*",)}, False),
+        ("allow", {"classes": ("user", "host"), "jobs": ("reports/*",)}, False),
+    ],
+)  # fmt: skip
+async def test_a_user_or_host_is_nobody_where_a_rule_without_jobs_denies_it(
+    typ: str, effect: Effect, members: dict[str, Any], denies: bool
+) -> None:
+    rule = msgspec.structs.replace(WORLD.rules[ISS], classes=("trigger", "user", "host"))
+    made = tables(rule=rule)
+    made._mapping["freeze"] = MappingRule("freeze", 1, effect, **members)
+    made._rebuild()
+    if denies and typ != "trigger+jwt":
+        assert await told(made, of(typ), EVERY_CLASS) == "denied_by_rule"
+    else:  # what starts jobs is refused at the gate, and its receipts are its emitter's
+        assert (await identify(made, of(typ), EVERY_CLASS)).claims.sub == "service:ann"
