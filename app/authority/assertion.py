@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from app.authority.identities import Identity, key_at
 from app.gate import limits
 from app.gate.jws import parse_unverified, read_jws
-from app.gate.keyset import VerificationKey, es256_key
+from app.gate.keyset import EDDSA, ES256, VerificationKey, eddsa_key, es256_key
 from app.gate.reasons import Rejected
 from app.gate.strict_json import JSONRefused, loads_object
 
@@ -56,15 +56,17 @@ def check_assertion(
         return None
     algorithm, kid, typ, extra = header
     known = key_at(identity, kid, now_s) if identity is not None and isinstance(kid, str) else None
-    key = known if known is not None and known.algorithm == algorithm else _NOBODYS
-    holds = key.verify(signing_input, signature)
-    if not holds or key is _NOBODYS or identity is None or extra is not None or typ not in TYPES:
+    if known is None or known.algorithm != algorithm:
+        _nobodys(algorithm).verify(signing_input, signature)
+        return None
+    holds = known.verify(signing_input, signature)
+    if not holds or identity is None or extra is not None or typ not in TYPES:
         return None
     try:
         claims = loads_object(payload)
     except JSONRefused:
         return None
-    return _proven(claims, identity.name, key.kid, audiences, now_s, grace_s)
+    return _proven(claims, identity.name, known.kid, audiences, now_s, grace_s)
 
 
 def _proven(
@@ -89,5 +91,12 @@ def _audience(aud: Any) -> str | None:
     return aud if type(aud) is str else None
 
 
-# Of a private key that is known to everyone: whatever verifies with it proves nothing.
-_NOBODYS: Final[VerificationKey] = es256_key("nobody's", ec.derive_private_key(1, ec.SECP256R1()).public_key())
+def _nobodys(algorithm: Any) -> VerificationKey:
+    """What takes as long as a key of this algorithm, so that nobody learns by the time which keys a client has."""
+    return _NOBODYS[EDDSA if algorithm == EDDSA else ES256]
+
+
+_NOBODYS: Final[dict[str, VerificationKey]] = {
+    ES256: es256_key("nobody's", ec.derive_private_key(1, ec.SECP256R1()).public_key()),
+    EDDSA: eddsa_key("nobody's", ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()),
+}

@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.authority.assertion import LIFETIME_MAX_S, Proven, check_assertion, is_assertion, named_by
 from app.authority.identities import ClientKey, Identity, identity_from_record, identity_key
@@ -94,14 +95,27 @@ def test_a_client_s_keys_are_read_with_its_record_and_never_for_an_assertion(mon
     assert read == []
 
 
-def test_one_signature_is_checked_whoever_asks(monkeypatch):
+@pytest.mark.parametrize(
+    ("algorithm", "checks"), [("ES256", "ES256"), ("EdDSA", "EdDSA"), ("none", "ES256"), (7, "ES256")]
+)
+def test_one_signature_is_checked_whoever_asks(monkeypatch, algorithm, checks):
     from app.authority import assertion as module
 
     counted = []
-    nobodys = module._NOBODYS
-    counting = type(nobodys)(nobodys.kid, nobodys.algorithm, lambda *_: counted.append(1) or False)
-    monkeypatch.setattr(module, "_NOBODYS", counting)
+
+    def counting(key):
+        return type(key)(key.kid, key.algorithm, lambda *_: counted.append(key.algorithm) or False)
+
+    monkeypatch.setattr(module, "_NOBODYS", {name: counting(key) for name, key in module._NOBODYS.items()})
     for identity in (None, Identity("svc:ci", 1, "service", AUDIENCE, "acme")):
         counted.clear()
-        assert checked(assertion(), identity) is None
-        assert len(counted) == 1
+        assert checked(assertion({"alg": algorithm}), identity) is None
+        assert counted == [checks]
+
+
+def test_what_stands_for_nobody_takes_a_signature_of_its_algorithm_as_a_clients_key_would():
+    from app.authority import assertion as module
+
+    everyones = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    for key, holds in ((module._nobodys("EdDSA"), True), (module._nobodys("ES256"), False)):
+        assert key.verify(b"message", everyones.sign(b"message")) is holds
