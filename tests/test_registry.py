@@ -54,6 +54,22 @@ def write(tmp_path):
 # ── files ──
 
 
+def test_a_role_says_exchanged_subjects_only_where_it_has_some(write):
+    """A version before them takes a role without the member, and refuses all of one with it."""
+    without, with_some = read_definitions(
+        write(
+            '[roles.a]\nallow = [{ jobs = ["a"] }]\n[roles.b]\nallow = [{ jobs = ["b"], exchanged_subjects = ["svc:x"] }]\n'
+        ),
+        "roles",
+    )
+    said = [json.loads(each.record(1))["allow"][0] for each in (without, with_some)]
+    assert "exchanged_subjects" not in said[0]
+    assert said[0]["subjects"] == []
+    assert said[1]["exchanged_subjects"] == ["svc:x"]
+    for each in (without, with_some):
+        assert isinstance(role_from_record(each.registry_key, each.record(1)), Role)
+
+
 def test_job_definitions_are_read_with_their_schemas_and_defaults(write):
     nightly, cleanup = read_definitions(write(JOBS), "jobs")
     made = job_from_record(nightly.registry_key, nightly.record(7))

@@ -250,7 +250,8 @@ def _needed(
             "subject_not_granted",
             f"{identity.name} may not issue for another subject{what}",
             lambda entry: (
-                matches(entry.subjects, subject) or (request.exchanged and matches(entry.exchanged_subjects, subject))
+                matches(entry.subjects, subject)
+                or (request.exchanged and matches(entry.exchanged_subjects or (), subject))
             ),
         )
     lifetime_s = request.lifetime_s or 0

@@ -29,7 +29,9 @@ class Allow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: tuple[TokenClass, ...] = ("trigger",)
     uses: tuple[Uses, ...] = ("once", "many")  # of trigger tokens
     subjects: tuple[Name, ...] = ()  # patterns: for whom, beside itself
-    exchanged_subjects: tuple[Name, ...] = ()  # patterns: for whom besides, where it was handed a token of theirs
+    # Patterns: for whom besides, where it was handed a token of theirs. Left out of the record where there are none:
+    # versions that do not know the member refuse all of a role that has it.
+    exchanged_subjects: tuple[Name, ...] | msgspec.UnsetType = msgspec.UNSET
     max_lifetime_s: Annotated[int, Meta(ge=1, le=limits.WEBHOOK_LIFETIME_MAX_S)] = limits.ONE_SHOT_LIFETIME_MAX_S
 
 
@@ -75,7 +77,7 @@ def role_from_record(key: bytes, value: bytes) -> Role | str:
             return f"deny[{place}]: an empty list denies nothing"
     entries: tuple[Allow | Deny, ...] = (*role.allow, *role.deny)
     patterns = [pattern for entry in entries for pattern in (*(entry.jobs or ()), *(entry.subjects or ()))]
-    patterns += [pattern for allow in role.allow for pattern in allow.exchanged_subjects]
+    patterns += [pattern for allow in role.allow for pattern in allow.exchanged_subjects or ()]
     if not all(map(PATTERN.fullmatch, patterns)):
         return "jobs and subjects: a pattern may end in *, and holds no other *"
     return role
