@@ -115,6 +115,18 @@ def test_who_acts_for_whom_stands_in_the_token_in_introspection_and_in_the_audit
     assert "actors" not in next(row for row in rows if row["trigger_id"] == own["trigger_id"])
 
 
+def test_a_token_of_a_subject_that_no_entry_names_is_not_exchanged(family: Family) -> None:
+    authority, agent, other = family.authority, family.authority.identity("reports/*"), Family(family.authority, 0)
+    allow = f'{{ jobs = ["reports/*"], exchanged_subjects = ["{family.owner[0]}"], max_lifetime_s = 3600 }}'
+    authority.apply("policy", f"[roles.{agent[0].replace('svc:', 'r')}]\nallow = [{allow}]\n")
+    token = family.child(agent, family.handed())  # whom it names, as soon as that is known
+    assert claims_of(token)["sub"] == family.owner[0]
+    refused = family.exchanged(agent, other.handed(), uses="many")
+    assert error(refused) == (400, "invalid_request", "subject_not_granted")
+    denied = authority.issuance(agent[0])[-1]
+    assert (denied["reason"], denied["subject"], denied["jobs"]) == ("subject_not_granted", other.owner[0], [JOB])
+
+
 def test_a_chain_of_four_is_the_longest(family: Family) -> None:
     token = family.handed()
     for actor in family.actors[:CHAIN_MAX]:
