@@ -32,30 +32,44 @@ TokenFile = Annotated[
 
 @app.command()
 def inspect(
-    token_file: TokenFile = None, output: Output = None, bootstrap: Bootstrap = None, prefix: Prefix = None
+    token_file: TokenFile = None,
+    *,
+    uses: Annotated[
+        bool, typer.Option("--uses/--no-uses", help="count its uses in the audit, which is on Kafka")
+    ] = True,
+    output: Output = None,
+    bootstrap: Bootstrap = None,
+    prefix: Prefix = None,
 ) -> None:
-    """Show what a token says of itself. NOTHING IS VERIFIED: anyone can write a token that says anything.
+    """Show what a token says of itself, and its uses. NOTHING IS VERIFIED: anyone can write a token that says anything.
 
-    Of a handle (ref:…), what it stands for is read from Kafka.
+    use_count is how many jobs it has started and last_used when it did last, as far back as the audit goes; both are
+    null where the audit was not asked (--no-uses) or cannot be read. Of a handle (ref:…), what it stands for is read
+    from Kafka.
 
     Example: tollgate token inspect --token-file t.jwt
+
+    Example: tollgate token inspect --token-file t.jwt --no-uses
     """
+    from app.cli.uses import UNKNOWN, uses_of
     from app.gate.jws import parse_unverified
     from app.gate.reasons import Rejected
     from app.gate.token import fingerprint
 
-    token = given.token(token_file)
-    grant = handles.grant_of(token, common.settings_of(bootstrap, prefix))
+    token, settings = given.token(token_file), common.settings_of(bootstrap, prefix)
+    grant = handles.grant_of(token, settings)
     read = grant if isinstance(grant, Rejected) else parse_unverified(grant)
     common.say("NOTHING IS VERIFIED: neither who made this token nor whether it was altered (`tollgate token verify`)")
     if isinstance(read, Rejected):
         common.fail(sentence(read))
+    shown = fingerprint(token)
     common.print_object(
         {
             "verified": False,
             "unverified_header": read.unverified_header,
             "unverified_claims": read.unverified_claims,
-            "fingerprint": fingerprint(token),
+            "fingerprint": shown,
+            **(uses_of(settings, shown, read.unverified_claims) if uses else UNKNOWN),
         },
         output,
     )

@@ -78,7 +78,7 @@ ROLES: Final[dict[Role, About]] = {
          "trust remove", "identities apply", "identities list", "identities rotate", "identities disable",
          "identities enable", "identities remove", "policy apply", "policy show", "policy remove", "token revoke",
          "revocations list", "revocations lift", "revocations clean", "dead-letters", "receipts", "audit",
-         "audit issuance", "explain FILE", "topics check", "doctor"),
+         "audit issuance", "token inspect", "explain FILE", "topics check", "doctor"),
     ),
     Role.AUDITOR: About(
         "whoever looks and changes nothing",
@@ -86,7 +86,8 @@ ROLES: Final[dict[Role, About]] = {
     ),
     Role.ISSUER: About(
         "whoever makes tokens, and takes them back",
-        ("token issue --as", "token issue --reference", "token issue --bound-to", "token inspect", "token revoke"),
+        ("token issue --as", "token issue --reference", "token issue --bound-to", "token inspect --no-uses",
+         "token revoke"),
     ),
     Role.ADMIN: About("sets the deployment up and mends it; used rarely", ("topics create", "topics accept-gap")),
 }  # fmt: skip

@@ -135,6 +135,7 @@ RUNS: dict[str, tuple[tuple[str, ...], int]] = {
     "token issue --reference": ((*ISSUE, "--reference"), OK),
     "token issue --bound-to": ((*ISSUE, "--bound-to", f"job/{JOB}"), OK),
     "token inspect": (("token", "inspect", "--token-file", "{handle}"), OK),
+    "token inspect --no-uses": (("token", "inspect", "--token-file", "{handle}", "--no-uses"), OK),
     "revocations list": (("revocations", "list"), OK),
     "revocations lift": (("revocations", "lift", "jti", "lifted", "--issuer", "https://x.test"), OK),
     "revocations clean": (("revocations", "clean"), OK),

@@ -115,6 +115,8 @@ ROWS: dict[str, Row] = {
         T, "test_an_emitter_signs_its_own_tokens_for_its_own_jobs_and_as_nobody_else",
         "test_a_registered_set_with_a_private_key_or_without_a_usable_one_is_refused",
     ),
+        "test_a_tokens_uses_are_its_own_and_are_counted_of_a_handle_too",
+        "test_a_token_is_inspected_without_kafka_and_says_that_its_uses_are_not_known",
     "V-01": _in(V, "test_garbage_a_stranger_and_an_expired_token_have_each_its_reason_and_leave_no_entry"),
     "V-02": _in(V, "test_only_a_token_with_all_of_kid_iss_aud_and_exp_right_passes"),
     "V-03": _in(

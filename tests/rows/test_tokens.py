@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from datetime import datetime
 
 import jwt
 import pytest
@@ -254,10 +255,48 @@ def test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked(world)
     counted = world.rows("audit", "--identity", subject, "--outcome", "accepted")
     assert [presented["jti"] for presented in counted] == [jti] * 1_000
     assert {presented["run_id"] for presented in counted} == {outcome.run_id for outcome in outcomes}
+    inspected = inspect(world, token)
+    assert (inspected["use_count"], inspected["duplicates"], inspected["rejected"]) == (1_000, 0, 0)
+    last_used_s = datetime.fromisoformat(inspected["last_used"]).timestamp()
+    assert max(outcome.job["accepted_at_ms"] for outcome in outcomes) // 1_000 <= last_used_s <= time.time()
     world.tollgate("token", "revoke", "--jti", jti)
-    world.until("token_revoked", lambda: plain(token, THIRD))
+    refused = world.until("token_revoked", lambda: plain(token, THIRD))
     assert world.present_one(plain(world.issue(THIRD), THIRD)).verdict == "accepted"
+    presented = [row for row in world.rows("audit", "--identity", subject) if row["outcome"] != "accepted"]
+    assert refused.trigger_id in {row["trigger_id"] for row in presented}
+    again = inspect(world, token)
+    uses = Counter(row["outcome"] for row in world.rows("audit", "--identity", subject))
+    assert (again["use_count"], again["rejected"]) == (uses["accepted"], uses["rejected"])
     assert subject != SUBJECT
+
+
+def test_a_tokens_uses_are_its_own_and_are_counted_of_a_handle_too(world):
+    token, other = world.issue(THIRD, "--uses", "many"), world.issue(THIRD, "--uses", "many")
+    assert [inspect(world, token)[name] for name in ("use_count", "last_used")] == [0, None]
+    same = plain(token, THIRD, idempotency_key="the same")
+    verdicts = [each.verdict for each in world.present_in_turn(same, same, plain(other, THIRD), plain(token, OTHER))]
+    assert verdicts == ["accepted", "duplicate", "accepted", "job_not_authorized"]
+    seen = inspect(world, token)
+    assert [seen[name] for name in ("use_count", "duplicates", "rejected")] == [1, 1, 1]
+    handle = world.issue(THIRD, "--uses", "many", "--reference")
+    assert world.present_one(plain(handle, THIRD)).verdict == "accepted"
+    assert inspect(world, handle)["use_count"] == 1
+
+
+def test_a_token_is_inspected_without_kafka_and_says_that_its_uses_are_not_known(world):
+    token = world.issue(THIRD, "--uses", "many")
+    unknown = dict.fromkeys(("use_count", "duplicates", "rejected", "last_used"))
+    nowhere = {"TOLLGATE_KAFKA__BOOTSTRAP": "127.0.0.1:1"}
+    for words, told in (((), True), (("--no-uses",), False)):
+        said = world.tollgate("token", "inspect", "--token-file", "-", "-o", "jsonl", *words, stdin=token, env=nowhere)
+        row = json.loads(said.stdout)
+        assert row["unverified_claims"] == claims_of(token)
+        assert {name: row[name] for name in unknown} == unknown
+        assert ("its uses are not known" in said.stderr) is told
+
+
+def inspect(world, token):
+    return json.loads(world.tollgate("token", "inspect", "--token-file", "-", "-o", "jsonl", stdin=token).stdout)
 
 
 # ── T-21 ──
