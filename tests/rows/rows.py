@@ -32,7 +32,9 @@ ROWS: dict[str, Row] = {
         f"{T}::test_an_issued_token_names_job_params_and_expiry_and_starts_that_job",
         f"{ID}::test_an_identity_without_the_right_gets_no_token_and_the_refusal_is_on_record",
         f"{ID}::test_who_proves_nothing_gets_nothing_and_learns_nothing",
-    ), note="by the command line"),
+        "/api/test_authority.py::test_tokens_are_issued_listed_by_fingerprint_and_taken_back",
+        "/api/test_authority.py::test_roles_decide_and_a_changed_policy_is_obeyed_without_a_restart",
+    )),
     "T-02": _in(
         T, "test_ten_thousand_tokens_have_distinct_and_random_ids",
         "test_a_token_with_any_one_byte_flipped_starts_nothing_and_the_token_is_still_good",
@@ -161,10 +163,12 @@ ROWS: dict[str, Row] = {
         "/api/test_delegation.py::test_a_token_is_no_credential_to_get_another_with",
         "/authority/test_decide.py::test_whatever_is_allowed_stands_in_one_entry_and_in_no_deny",
     ), note="there are no refresh tokens, and dead letters are not replayed yet"),
-    "A-10": _in(
-        ID, "test_a_changed_policy_is_obeyed_by_the_next_issue", "test_what_a_role_does_not_say_is_refused",
-        note="by the command line",
-    ),
+    "A-10": Row((
+        f"{ID}::test_a_changed_policy_is_obeyed_by_the_next_issue",
+        f"{ID}::test_what_a_role_does_not_say_is_refused",
+        "/api/test_authority.py::test_roles_decide_and_a_changed_policy_is_obeyed_without_a_restart",
+        "/api/test_authority.py::test_tokens_are_issued_listed_by_fingerprint_and_taken_back",
+    ), note="403 of POST /v1/tokens; /oauth/token says it as RFC 6749 does, 400 invalid_scope"),
     "A-11": _in(
         ID, "test_an_outstanding_token_obeys_a_rule_at_once_and_deny_wins",
         "test_a_rule_denies_by_what_it_names_and_leaves_others_alone", "test_a_class_is_denied_for_one_job",
@@ -463,4 +467,12 @@ ATTACKS: dict[str, Row] = {
         AO, "test_b18_odd_records_are_refused_and_the_next_is_decided_at_once",
         "test_b18_a_batch_that_expands_beyond_the_limit_is_refused_by_its_coordinates",
     ),
+    "B21": Row((
+        "/api/test_attacked_issuer.py::test_nobody_is_issued_more_than_its_roles_say_and_each_refusal_is_on_record",
+        "/api/test_attacked_issuer.py::test_a_tenants_client_gets_no_token_that_starts_a_job_of_another_tenant",
+        "/api/test_attacked_issuer.py::test_nothing_is_issued_listed_or_taken_back_without_proof",
+        "/api/test_attacked_issuer.py::test_guessing_a_secret_is_slowed_and_who_has_it_is_not",
+        "/api/test_authority.py::test_wrong_secrets_and_unknown_clients_are_told_alike_and_then_have_to_wait",
+        "/api/test_attacked_issuer.py::test_a_key_that_was_retired_issues_nothing_and_without_any_nothing_is_issued",
+    )),
 }  # fmt: skip
