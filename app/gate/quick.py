@@ -41,7 +41,8 @@ def quick_trigger(raw: bytes | None) -> tuple[str, dict[str, Any], str, str | No
     if params_canonical is None or not _is_name(job, limits.JOB_NAME_MAX_BYTES) or token_shaped(job):
         return None
     # A token holds nothing that JSON escapes or ends a text with: it stands in them as in the texts it is in.
-    if (b"." in params_canonical or b"ref:" in params_canonical) and token_shaped(str(params_canonical, "utf-8")):
+    suspicious = b"." in params_canonical or b"ref:" in params_canonical or b"tgs_" in params_canonical
+    if suspicious and token_shaped(str(params_canonical, "utf-8")):
         return None
     if key is not None and (type(key) is not str or not _is_name(key, limits.IDEMPOTENCY_KEY_MAX_BYTES)):
         return None

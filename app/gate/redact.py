@@ -2,7 +2,8 @@
 
 Over-redaction costs a reader a few characters, under-redaction hands a live token to every reader of a topic. So
 whatever looks like a token (JWS and JWE in compact form, `ref:` handles) goes, also when it was cut, altered, escaped
-or broken into lines. UUIDs, digests in hex, addresses and dotted names stay.
+or broken into lines; and so does a client's secret (`tgs_`), by which tokens are had. UUIDs, digests in hex, addresses
+and dotted names stay.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _LONG: Final = rf"{_B}{{{_PIECE_MIN_BYTES},}}+"
 _COMPACT_TEXT: Final = re.compile(rf"{_HEADER}{_B}*+(\.{_B}*+\.)?")
 _HANDLE_TEXT: Final = re.compile(rf"ref:(?<![A-Za-z0-9]ref:){_LONG}")
 _HANDLE: Final = re.compile(_HANDLE_TEXT.pattern.encode())
+_SECRET_TEXT: Final = re.compile(rf"tgs_[0-9a-f]{{16}}_{_LONG}")  # as `authority/identities.py` makes them
+_SECRET: Final = re.compile(_SECRET_TEXT.pattern.encode())
 
 # What may follow in a token that something was done to: a piece after a dot with at most two odd bytes before it; or,
 # after a line break, one odd byte (however escaped) or one character beyond ASCII, a piece long enough to matter.
@@ -59,10 +62,14 @@ _ESCAPE: Final = re.compile(
 
 
 def token_shaped(text: str) -> bool:
-    """Whether `text` holds something that is, by its shape, a token."""
-    if "." not in text and "ref:" not in text:
+    """Whether `text` holds something that is, by its shape, a token, or a client's secret."""
+    if "." not in text and "ref:" not in text and "tgs_" not in text:
         return False
-    return any(found[1] for found in _COMPACT_TEXT.finditer(text)) or _HANDLE_TEXT.search(text) is not None
+    return (
+        any(found[1] for found in _COMPACT_TEXT.finditer(text))
+        or _HANDLE_TEXT.search(text) is not None
+        or _SECRET_TEXT.search(text) is not None
+    )
 
 
 def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
@@ -74,7 +81,7 @@ def redact(data: bytes, token: bytes | None) -> tuple[bytes, list[bytes]]:
 
 
 # Without any of these, and without the presented token or a part of it, no pattern below can match.
-_SUSPICIOUS: Final = (b".", b"%", b"\\", b"\0", b"ref:", b"ZXl", b'"signature"', b'"ciphertext"')
+_SUSPICIOUS: Final = (b".", b"%", b"\\", b"\0", b"ref:", b"tgs_", b"ZXl", b'"signature"', b'"ciphertext"')
 _SUSPICIOUS_TEXT: Final = tuple(mark.decode() for mark in _SUSPICIOUS)
 _AFTER_A_MEMBER: Final = (b'",', b'"}')
 
@@ -181,7 +188,7 @@ def _presented(seen: bytes, token: bytes | None) -> list[Span]:
 def _shaped(seen: bytes) -> list[Span]:
     """Where something shaped like a token stands. A header without a dot near it is somebody's base64 of JSON."""
     spans = [found.span() for found in _HEADED.finditer(seen) if b"." in found[0]]
-    spans += [found.span() for shape in (_TWICE, _HANDLE) for found in shape.finditer(seen)]
+    spans += [found.span() for shape in (_TWICE, _HANDLE, _SECRET) for found in shape.finditer(seen)]
     spans += [found.span(1) for found in _IN_JSON.finditer(seen)]
     for shape in (_UNHEADED, _SIGNED_END):
         at = 0

@@ -20,10 +20,11 @@ from app.gate.token import fingerprint
 from app.gate.trigger import Record, Trigger, parse
 
 TOKEN = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJodHRwczovL2kifQ.c2lnbmF0dXJl"
+SECRET = f"tgs_{'0a' * 8}_{'Ab-9_' * 8}xyz"
 PLAIN = {"job": "reports/nightly", "params": {"region": "eu", "n": 7, "dry": True, "x": None}, "token": TOKEN}
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
-    ["a:b", "1.5", "ref:abcdefghijklmnopqrst", TOKEN, "eyJ..", "é", "\\u003a", '"', "reports/nightly", ""]
+    ["a:b", "1.5", "ref:abcdefghijklmnopqrst", SECRET, TOKEN, "eyJ..", "é", "\\u003a", '"', "reports/nightly", ""]
 )
 values = st.recursive(
     texts | st.integers(-(10**16), 10**16) | st.booleans() | st.none() | st.floats(allow_nan=False),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.gate.definitions import job_name_fault
 from app.gate.redact import redact, token_shaped
 from tests.support.jose import b64
 from tests.support.tokens import token
@@ -238,3 +239,28 @@ def test_a_mebibyte_of_anything_takes_linear_time(unit):
         return time.process_time() - start
 
     assert min(seconds(MEBIBYTE) for _ in range(2)) < 0.25
+
+
+# ── secrets of clients ──
+
+SECRET = f"tgs_{'0a' * 8}_{b64(bytes(range(32)))}"
+
+
+@pytest.mark.parametrize(
+    "carrier",
+    ["alone", "value", "key of a member", "inside a text", "header", "query", "form", "JSON escapes", "glued to a word",
+     "percent-encoded whole", "twice", "in XML", "nested JSON"],
+)  # fmt: skip
+def test_a_clients_secret_goes_as_a_token_does(carrier):
+    kept, taken = redact(CARRIERS[carrier](SECRET).encode("utf-8", "surrogateescape"), None)
+    assert taken
+    assert SECRET.rpartition("_")[2].encode() not in kept
+
+
+def test_a_clients_secret_is_no_name_and_no_parameter():
+    assert token_shaped(SECRET)
+    assert token_shaped(f"it is {SECRET}")
+    assert job_name_fault(SECRET) is not None
+    for word in ("tgs_", "tgs_0a_x", SECRET[:21], "tgs_reports/nightly"):
+        assert not token_shaped(word)
+        assert redact(word.encode(), None) == (word.encode(), [])
