@@ -83,6 +83,10 @@ ROWS: dict[str, Row] = {
         "/api/test_triggers.py::test_retries_with_one_idempotency_key_make_one_run",
     )),
     "X-11": Row((
+        "/api/test_conformance.py::test_introspection_is_as_rfc_7662_has_it",
+        "/api/test_conformance.py::test_revocation_is_as_rfc_7009_has_it",
+        "/api/test_conformance.py::test_the_metadata_says_where_and_how",
+        "/api/test_client_library.py::test_a_client_gets_a_token_asks_about_it_starts_a_job_and_takes_it_back",
         "/api/test_authority.py::test_introspection_tells_of_a_live_token_and_nothing_of_any_other",
         "/api/test_authority.py::test_a_client_takes_its_own_token_back_and_no_others",
     )),
