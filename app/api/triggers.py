@@ -1,7 +1,7 @@
 """The webhook door: a trigger by HTTP is the same record as by Kafka, and the gate alone decides it.
 
 Refused here is only what can be known without deciding: no bearer token, one that says it is of a class that starts no
-jobs (which has no business on any topic), a body that is no JSON object, or too large.
+jobs or of none at all (which has no business on any topic), a body that is no JSON object, or too large.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.api.requests import answer, bearer_token, headers_of, object_of, tail_o
 from app.api.service import Service
 from app.emission import Emission, Form, trigger_of
 from app.gate.reasons import BY_CODE
-from app.gate.token import claims_another_class
+from app.gate.token import class_fault
 
 PATH: Final = "/v1/triggers"
 TRACEPARENT_MAX: Final = 55  # characters of version 00 (W3C Trace Context section 3.2)
@@ -45,8 +45,9 @@ async def _trigger(service: Service, request: Request[Any, Any, Any], job: str |
     serve = service.settings.serve
     headers = headers_of(request.scope)
     token = bearer_token(headers)
-    if claims_another_class(token):
-        raise Problem("wrong_client_class")
+    fault = class_fault(token)
+    if fault is not None:
+        raise Problem(fault)
     params = await object_of(headers, request.receive, serve.body_max_bytes)
     traceparent = headers.get("traceparent")
     emission = Emission(

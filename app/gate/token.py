@@ -34,7 +34,7 @@ from app.gate.strict_json import JSONRefused, loads_object
 
 __all__ = [
     "CLASSES", "Claims", "Classes", "Grant", "GrantWanted", "KeyWanted", "Uses", "VerifiedToken",
-    "claims_another_class", "fingerprint", "verify",
+    "class_fault", "fingerprint", "verify",
 ]  # fmt: skip
 
 
@@ -175,9 +175,15 @@ def accept(signed: Signed, holds: bool, audience: str) -> VerifiedToken | Reject
     return VerifiedToken(claims, fingerprint(signed.unverified_token), key.insecure)
 
 
-def claims_another_class(unverified_token: str) -> bool:
-    """Whether a token says of itself that it is of a class that starts no jobs. Enough to refuse it, no more."""
-    return _typ_of(unverified_token.partition(".")[0][: limits.TOKEN_HEADER_MAX_BYTES * 2]) in _TYPS - CLASSES.keys()
+def class_fault(unverified_token: str) -> str | None:
+    """The code of what a token says of itself that starts no jobs: another class, or none of ours; None: it may.
+
+    Enough to refuse it, no more. What cannot be read, or has no typ, says nothing.
+    """
+    typ = _typ_of(unverified_token.partition(".")[0][: limits.TOKEN_HEADER_MAX_BYTES * 2])
+    if typ is None or typ in CLASSES:
+        return None
+    return "wrong_client_class" if typ in _TYPS else "token_type_invalid"
 
 
 @lru_cache(1_024)

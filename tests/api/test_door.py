@@ -62,9 +62,17 @@ def test_a_trigger_without_a_token_is_refused_before_its_body_is_read(door: Clos
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("typ", ["user+jwt", "host+jwt", "execution+jwt", "task+jwt"])
-def test_a_token_that_says_it_is_of_another_class_never_gets_to_kafka(client: httpx.Client, typ: str) -> None:
-    assert post(client, authorization=f"Bearer {token({'typ': typ})}") == (403, "wrong_client_class")
+@pytest.mark.parametrize(
+    ("typ", "told"),
+    [
+        *((typ, (403, "wrong_client_class")) for typ in ("user+jwt", "host+jwt", "execution+jwt", "task+jwt")),
+        *((typ, (401, "token_type_invalid")) for typ in ("at+jwt", "JWT", "trigger", "TRIGGER+JWT", "grant+jwt", "")),
+    ],
+)
+def test_a_token_of_another_class_or_of_none_never_gets_to_kafka(
+    client: httpx.Client, typ: str, told: tuple[int, str]
+) -> None:
+    assert post(client, authorization=f"Bearer {token({'typ': typ})}") == told
 
 
 @pytest.mark.parametrize("value", ["Basic YTpi", "Bearer", "Bearer  a  b", "Bearer a b", "token"])

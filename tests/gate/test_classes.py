@@ -7,7 +7,7 @@ import pytest
 from app.authority.platforms import Platform
 from app.gate.claims import NO_GRANT, HostClaims
 from app.gate.reasons import BY_CODE, Rejected
-from app.gate.token import CLASSES, HOST_CLASSES, USER_CLASSES, VerifiedToken, claims_another_class, verify
+from app.gate.token import CLASSES, HOST_CLASSES, USER_CLASSES, VerifiedToken, class_fault, verify
 from app.issuer.keystore import SigningKey
 from app.issuer.mint import ClientTokenRequest, Minted, Refusal, TriggerTokenRequest, mint, mint_client
 from tests.support.jose import ABSENT, changed
@@ -19,7 +19,7 @@ EXTRA = {"uses": ABSENT, "authorization_details": ABSENT}
 OF_HOST = EXTRA | {"platform": "hpc-a", "level": 2}
 
 
-def shown(typ: str, **claims: object) -> str:
+def shown(typ: object, **claims: object) -> str:
     return signed(
         json.dumps({"alg": "ES256", "kid": "k1", "typ": typ}).encode(),
         json.dumps(changed(CLAIMS, claims)).encode(),
@@ -119,6 +119,8 @@ def test_a_host_without_a_platform_gets_none():
 
 
 def test_what_a_token_says_of_its_class_is_seen_without_verifying_it():
-    assert [claims_another_class(each) for each in MADE.values()] == [False, True, True]
-    for other in ("", "x", "a.b.c", "ref:" + "A" * 43, "." * 9, "e30.e30.", shown("JWT"), "\ud800.x.y"):
-        assert not claims_another_class(other)
+    assert [class_fault(each) for each in MADE.values()] == [None, "wrong_client_class", "wrong_client_class"]
+    for unknown in ("JWT", "at+jwt", "grant+jwt", "TRIGGER+JWT", ""):
+        assert class_fault(shown(unknown)) == "token_type_invalid"
+    for other in ("", "x", "a.b.c", "ref:" + "A" * 43, "." * 9, "e30.e30.", shown(7), "\ud800.x.y"):
+        assert class_fault(other) is None

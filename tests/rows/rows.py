@@ -146,6 +146,11 @@ ROWS: dict[str, Row] = {
         f"{AC}::test_a15_a_class_is_never_accepted_in_anothers_place",
         f"{AC}::test_a16_a_token_is_measured_before_it_is_decoded",
     )),
+    "V-08": Row((
+        f"{C}::test_each_class_works_where_the_document_says_and_nowhere_else",
+        "/api/test_door.py::test_a_token_of_another_class_or_of_none_never_gets_to_kafka",
+        "/gate/test_classes.py::test_what_a_token_says_of_its_class_is_seen_without_verifying_it",
+    ), note="the published matrix is the document's; for the classes that exist: trigger, user, host"),
     "A-01": _in(
         A, "test_a_token_for_one_job_does_not_start_another", "test_a_grant_without_the_trigger_permission_starts_nothing",
         "test_a_grant_with_job_and_permission_starts_the_job",

@@ -57,7 +57,9 @@ def test_each_class_works_where_the_document_says_and_nowhere_else(door, shown):
                 assert reason != "wrong_client_class", told
             else:
                 assert (status, reason) == (403, "wrong_client_class"), told
-        assert door.call(method, path, door.world.ours.token(header={"typ": "at+jwt"}), **options)[0] in {401, 202}
+        for typ in ("at+jwt", "refresh+jwt", "trigger"):
+            unknown = door.call(method, path, door.world.ours.token(header={"typ": typ}), **options)
+            assert unknown == (401, "token_type_invalid"), f"{typ} at {method} {path}"
     taken_by = {token_class: {path for _, path, taken in seen if token_class in taken} for token_class in shown}
     assert taken_by["host"] == {"/v1/host"}
     assert "/v1/me" in taken_by["user"] - taken_by["trigger"]
