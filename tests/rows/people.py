@@ -20,6 +20,7 @@ class Door:
     def __init__(self, world, directory):
         self.world, self.directory = world, directory
         self.process = DoorProcess("door", directory, world.env)
+        world.logs.append(self.process.log_file)
         self._roles = set()
 
     @property
@@ -45,6 +46,7 @@ class Door:
     def token(self, name, secret, **wanted):
         answer = httpx.post(f"{self.url}/v1/tokens", auth=(name, secret), json=wanted, timeout=40)
         assert answer.status_code == 201, answer.text
+        self.world.canaries.note(answer.content)
         return answer.json()["token"]
 
     def call(self, method, path, token, **options):
@@ -96,6 +98,7 @@ class Person:
         done = self.door.world.tollgate("login", "--as", self.name, "--url", self.door.url, *words, env=env, code=code)
         assert done.stdout == ""
         assert self.secret not in done.stderr
+        self.door.world.canaries.note(self.file.read_bytes() if self.file.exists() else None)
         return done.stderr
 
 

@@ -115,14 +115,14 @@ ROWS: dict[str, Row] = {
     ), reduced="8 h → 8 s for the expiry", note="of task endpoints, their tokens: there are no such endpoints yet"),
     "T-20": _in(
         T, "test_a_webhook_token_is_accepted_a_thousand_times_until_it_is_revoked",
+        "test_a_tokens_uses_are_its_own_and_are_counted_of_a_handle_too",
+        "test_a_token_is_inspected_without_kafka_and_says_that_its_uses_are_not_known",
         "test_the_gate_refuses_a_lifetime_that_is_missing_or_above_the_cap_whoever_signed_it", note="counted from the audit",
     ),
     "T-21": _in(
         T, "test_an_emitter_signs_its_own_tokens_for_its_own_jobs_and_as_nobody_else",
         "test_a_registered_set_with_a_private_key_or_without_a_usable_one_is_refused",
     ),
-        "test_a_tokens_uses_are_its_own_and_are_counted_of_a_handle_too",
-        "test_a_token_is_inspected_without_kafka_and_says_that_its_uses_are_not_known",
     "V-01": _in(V, "test_garbage_a_stranger_and_an_expired_token_have_each_its_reason_and_leave_no_entry"),
     "V-02": _in(V, "test_only_a_token_with_all_of_kid_iss_aud_and_exp_right_passes"),
     "V-03": _in(
@@ -303,6 +303,8 @@ ROWS: dict[str, Row] = {
     "O-05": Row((
         f"{OBS}::test_no_token_nor_part_of_a_signature_is_in_any_log_metric_or_topic_but_the_triggers",
         f"{Z}::test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics",
+        "/api/test_zz_canaries.py::test_no_token_handle_or_secret_is_on_a_topic_but_triggers_in_a_log_or_in_the_metrics",
+        "/test_canaries.py::test_what_is_planted_is_found_in_every_form_wherever_it_stands",
     )),
     "O-07": _in(
         OBS, "test_each_bad_record_has_its_reason_and_the_next_good_trigger_is_handled",
@@ -467,7 +469,10 @@ ATTACKS: dict[str, Row] = {
         "test_a_token_hidden_anywhere_in_a_refused_record_is_taken_out",
     ),
     "B15": _in(AO, "test_b15_a_strangers_words_stay_in_their_line"),
-    "B16": _in(Z, "test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics"),
+    "B16": Row((
+        f"{Z}::test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics",
+        "/api/test_zz_canaries.py::test_no_token_handle_or_secret_is_on_a_topic_but_triggers_in_a_log_or_in_the_metrics",
+    )),
     "B17": _in(
         AR, "test_b17_what_is_revoked_is_refused_from_then_on",
         "test_b17_a_revocation_up_to_a_moment_leaves_what_was_issued_after_it",

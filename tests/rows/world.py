@@ -25,6 +25,7 @@ from tests.rows.jobs import JOBS, NIGHTLY
 from tests.rows.outcomes import TIMEOUT_S, Outcome, Tail
 from tests.rows.processes import TOLLGATE, Gate
 from tests.rows.triggers import Trigger
+from tests.support.canaries import Canaries
 from tests.support.jose import public_jwk
 
 COMMAND_TIMEOUT_S = 120
@@ -56,6 +57,8 @@ class World:
         self.sealing_private = ec.generate_private_key(ec.SECP256R1())  # ops' own; no gate has it
         sealing_file.write_text(json.dumps(public_jwk("ops-1", self.sealing_private, use="enc")))
         self.gates: list[Gate] = []
+        self.logs: list[Path] = []  # of doors
+        self.canaries = Canaries()  # what commands printed or were given, and doors issued
         self._producer = Producer(
             {"bootstrap.servers": bootstrap, "linger.ms": 2, "acks": "all", "message.max.bytes": 2_000_000}
         )
@@ -112,6 +115,7 @@ class World:
             [TOLLGATE, *words], env=self.env | dict(env or {}), cwd=self.directory, capture_output=True, text=True,
             input=stdin, timeout=COMMAND_TIMEOUT_S, check=False,
         )  # fmt: skip
+        self.canaries.note(done.stdout, stdin, *dict(env or {}).values())
         assert code is None or done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
         return done
 
