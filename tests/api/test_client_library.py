@@ -7,19 +7,19 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from authlib.common.errors import AuthlibBaseError
-from authlib.integrations.httpx_client import OAuth2Client
-from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from joserfc.jwk import ECKey
 
 from tests.api.conftest import Deployment
 from tests.api.test_authority import Authority, trusted
 from tests.support.doors import PLAIN, WAIT
 from tests.support.issuer import JOB
+
+if TYPE_CHECKING:
+    from authlib.integrations.httpx_client import OAuth2Client
 
 pytestmark = pytest.mark.broker
 EXPIRES_S = 60  # the library's own hour is longer than an assertion may be good for here
@@ -36,11 +36,13 @@ def metadata(authority: Authority) -> dict[str, Any]:
     return told
 
 
-Made = tuple[OAuth2Client, Callable[[], Any]]  # and what proves it at its next request; None: the library knows
+Made = tuple["OAuth2Client", Callable[[], Any]]  # and what proves it at its next request; None: the library knows
 
 
 def by_secret(method: str) -> Callable[[Authority, dict[str, Any]], Made]:
     def made(authority: Authority, _: dict[str, Any]) -> Made:
+        from authlib.integrations.httpx_client import OAuth2Client
+
         name, secret = authority.identity()
         authority.token((name, secret))
         ways = {"token_endpoint_auth_method": method, "revocation_endpoint_auth_method": method}
@@ -50,6 +52,10 @@ def by_secret(method: str) -> Callable[[Authority, dict[str, Any]], Made]:
 
 
 def by_key(authority: Authority, metadata: dict[str, Any]) -> Made:
+    from authlib.common.errors import AuthlibBaseError
+    from authlib.integrations.httpx_client import OAuth2Client
+    from authlib.oauth2.rfc7523 import PrivateKeyJWT
+
     name, _ = authority.identity(secret=False)
     kid = secrets.token_hex(4)
     private = ECKey.generate_key("P-256", {"kid": kid, "alg": "ES256", "use": "sig"}, private=True)
