@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROWS = "webhook-away,confluent-webhook,http,http-wait,revoked,revoked-http,restart"
+ROWS = "webhook-away,confluent-webhook,http,http-wait,revoked,revoked-http,revoked-prefix,revoked-object,restart"
 
 
 @pytest.mark.slow
@@ -31,7 +31,7 @@ def test_every_kind_of_row_is_measured_and_told_with_its_goal(broker: str, check
     # The same backlog, the same decision: a peer starts neither more jobs nor fewer.
     assert drained["webhook-home"]["jobs"] == drained["confluent-webhook"]["jobs"]
     told = {figure["what"] for figure in found["figures"] if figure["goal"]}
-    assert len(told) == 10, told
+    assert len(told) == 12, told
     assert all(what in done.stdout for what in told)
 
 

@@ -32,6 +32,8 @@ ROWS: Final = {
     "http-wait": "POST /v1/triggers with Prefer: wait, to the receipt, 20/s",
     "revoked-http": "POST /oauth/revoke, from its answer to the first refusal by the gate, 20/s under 500 triggers/s",
     "revoked": "the same by a record on the revocations topic, with no door anywhere",
+    "revoked-prefix": "the same by a record that revokes the prefix of the token's subject; a fifth as many",
+    "revoked-object": "the same by the deletion of the registry's object that the token is bound to; a fifth as many",
     "restore": "a gate without local stores reads 1,000,000 entries back from the changelog",
     "restart": "a gate stopped in order starts again on its stores of those entries",
     "big": "one lane with 20,000,000 live entries against an empty one (--big)",
@@ -97,7 +99,7 @@ def _families() -> dict[Any, list[str]]:
     return {
         latency.measure: ["latency-home", "latency-away"],
         door.measure: ["http", "http-wait"],
-        revocation.measure: ["revoked-http", "revoked"],
+        revocation.measure: ["revoked-http", "revoked", "revoked-prefix", "revoked-object"],
         restore.measure: ["restore", "restart"],
         big.measure: ["big"],
     }

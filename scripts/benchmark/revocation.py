@@ -3,6 +3,9 @@
 A token starts a job and is taken back; from the acknowledgement on - the door's answer, or the broker's where there is
 no door - it is presented again and again until a receipt refuses it. Measured is the time until that receipt can be
 read, which holds a trigger's own way through the gate; and how late a trigger was sent that was still accepted.
+
+Likewise, with fewer of them, where what is revoked is the prefix of its subject, or the object that it is bound to is
+deleted from the registry.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ from urllib.parse import urlencode
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from app import registry
 from app.gate import limits
 from app.gate.idempotency import home_lane
-from app.gate.revocation import revocation_record
+from app.gate.revocation import Selector, revocation_record
 from app.stream.topics import Topic
 from scripts.benchmark import traffic
 from scripts.benchmark.deployment import Deployment, Gate, deployed, environment
@@ -45,7 +49,9 @@ AGAIN_EVERY_S: Final = 0.01
 GIVE_UP_S: Final = 30.0
 KID: Final = "client-1"
 ASSERTION_TYPE: Final = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-HOW: Final = {"revoked-http": "POST /oauth/revoke", "revoked": "a record on the topic, no door"}
+RARER: Final = 5  # one prefix or object for so many tokens of the other rows
+DOOR: Final = "revoked-http"
+OBJECTS: Final = "reports/bound-"
 
 Revoke = Callable[[str], Awaitable[None]]
 
@@ -57,22 +63,31 @@ class Seen(NamedTuple):
     accepted_ms: float  # the last trigger that was still accepted had been sent; 0: none was
 
 
+class Way(NamedTuple):
+    """A way to take a token back: in words, what does it, what the token says for it, and the code of the refusal."""
+
+    how: str
+    revoking: Callable[[Wire], AbstractAsyncContextManager[Revoke]] | None = None  # None: a door does it
+    claims: Callable[[int], dict[str, Any]] = lambda _: {}
+    code: str = "token_revoked"
+    rarer: int = 1
+
+
 def measure(run: Run, names: Sequence[str]) -> tuple[list[Figure], list[dict[str, Any]]]:
     figures: list[Figure] = []
     samples: list[dict[str, Any]] = []
     for name in names:
-        with deployed(run.bootstrap, run.workdir, run.issuer, LANES) as deployment, Gate(deployment) as gate:
-            gate.wait_ready()
-            if name == "revoked":
-                seen = asyncio.run(_measured(run, deployment, _by_record))
-            else:
-                client = _client_of(deployment)
-                with Door(deployment, issues=True) as door:
-                    door.wait_for_line('"serve_started"')
-                    seen = asyncio.run(_measured(run, deployment, partial(_by_door, door.port, client)))
+        way = _ways()[name]
+        count = max(run.revocations // way.rarer, 2)
+        with deployed(run.bootstrap, run.workdir, run.issuer, LANES) as deployment:
+            if name == "revoked-object":
+                _define(deployment, count)
+            with Gate(deployment) as gate:
+                gate.wait_ready()
+                seen = _seen(run, deployment, way, count)
         refused, accepted = ([each[place] for each in seen] for place in (0, 1))
         cuts, late = (quantiles(values, n=100, method="inclusive") for values in (refused, accepted))
-        what = f"{len(seen):,} revocations at {PER_SECOND}/s under {LOAD_PER_SECOND} triggers/s, by {HOW[name]}"
+        what = f"{len(seen):,} revocations at {PER_SECOND}/s under {LOAD_PER_SECOND} triggers/s, by {way.how}"
         figures += [
             Figure(f"{what}: first refusal, p50", [cuts[49]], "ms"),
             Figure(f"{what}: first refusal, p99", [cuts[98]], "ms", GOALS["revoked p99"]),
@@ -84,10 +99,39 @@ def measure(run: Run, names: Sequence[str]) -> tuple[list[Figure], list[dict[str
     return figures, samples
 
 
+def _ways() -> dict[str, Way]:
+    bound = {"type": "job_trigger", "actions": ["106-Trigger"], "jobs": [traffic.JOB]}
+    return {
+        DOOR: Way("POST /oauth/revoke"),
+        "revoked": Way("a record on the topic, no door", _by_record),
+        "revoked-prefix": Way(
+            "a record of its subject's prefix, no door", _by_prefix, lambda number: {"sub": f"{_prefix(number)}x"},
+            rarer=RARER,
+        ),
+        "revoked-object": Way(
+            "the deletion of the object that it is bound to", _by_deletion,
+            lambda number: {
+                "authorization_details": [bound | {"bound_to": {"object": f"job/{OBJECTS}{number:06}"}}]
+            },
+            "bound_object_gone", RARER,
+        ),
+    }  # fmt: skip
+
+
+def _seen(run: Run, deployment: Deployment, way: Way, count: int) -> list[Seen]:
+    tokens = run.issuer.mint_with([way.claims(number) for number in range(count)])
+    if way.revoking is not None:
+        return asyncio.run(_measured(run, deployment, tokens, way.code, way.revoking))
+    client = _client_of(deployment)
+    with Door(deployment, issues=True) as door:
+        door.wait_for_line('"serve_started"')
+        return asyncio.run(_measured(run, deployment, tokens, way.code, partial(_by_door, door.port, client)))
+
+
 async def _measured(
-    run: Run, deployment: Deployment, revoking: Callable[[Wire], AbstractAsyncContextManager[Revoke]]
-) -> list[Seen]:
-    tokens = run.issuer.mint("many", [None] * run.revocations)
+    run: Run, deployment: Deployment, tokens: Sequence[str], code: str,
+    revoking: Callable[[Wire], AbstractAsyncContextManager[Revoke]],
+) -> list[Seen]:  # fmt: skip
     load = traffic.webhook(run.issuer, LOAD_REQUESTS)
     async with Wire(deployment) as wire, revoking(wire) as revoke:
         loading = asyncio.create_task(_load(wire, load))
@@ -95,7 +139,7 @@ async def _measured(
         tasks: list[asyncio.Task[Seen]] = []
         for number, token in enumerate(tokens):
             await asyncio.sleep(max(began_s + number / PER_SECOND - time.perf_counter(), 0))
-            tasks.append(asyncio.create_task(_taken_back(wire, token, revoke)))
+            tasks.append(asyncio.create_task(_taken_back(wire, token, code, revoke)))
         seen = await asyncio.gather(*tasks)
         if loading.done():
             loading.result()
@@ -110,7 +154,7 @@ async def _load(wire: Wire, requests: Iterable[Request]) -> None:
         await wire.send(request, home_lane(request.key, LANES))
 
 
-async def _taken_back(wire: Wire, token: str, revoke: Revoke) -> Seen:
+async def _taken_back(wire: Wire, token: str, code: str, revoke: Revoke) -> Seen:
     """Start a job with it, take it back, and present it until it is refused."""
     before, _ = await _present(wire, token)
     if (await _answer(wire, before))[1] is not None:
@@ -128,7 +172,7 @@ async def _taken_back(wire: Wire, token: str, revoke: Revoke) -> Seen:
         answered_s, reason = await _answer(wire, trigger_id)
         if reason is None:
             accepted_s.append(sent_s)
-        elif reason == "token_revoked":
+        elif reason == code:
             refused_s.append(answered_s)
         else:
             raise RuntimeError(f"a token that was taken back was refused as {reason}")
@@ -157,19 +201,54 @@ async def _answer(wire: Wire, trigger_id: bytes) -> tuple[float, str | None]:
 # ── ways to take a token back ──
 
 
+def _claims(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    return claims
+
+
+async def _write(wire: Wire, selector: Selector, value: str, until_s: int) -> None:
+    """As `tollgate token revoke` writes it, with a producer that is there already."""
+    key, record = revocation_record(
+        traffic.ISSUER, selector, value, since_s=limits.NUMERIC_DATE_MAX_S, reason="bench", by="bench",
+        keep_until_s=until_s,
+    )  # fmt: skip
+    await wire.producer.send_and_wait(wire.deployment.topic(Topic.REVOCATIONS), record, key=key, partition=0)
+
+
 @asynccontextmanager
 async def _by_record(wire: Wire) -> AsyncIterator[Revoke]:
-    """As `tollgate token revoke` writes it, with a producer that is there already."""
-
     async def revoke(token: str) -> None:
-        claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
-        key, value = revocation_record(
-            traffic.ISSUER, "jti", claims["jti"], since_s=limits.NUMERIC_DATE_MAX_S, reason="bench", by="bench",
-            keep_until_s=claims["exp"],
-        )  # fmt: skip
-        await wire.producer.send_and_wait(wire.deployment.topic(Topic.REVOCATIONS), value, key=key, partition=0)
+        claims = _claims(token)
+        await _write(wire, "jti", claims["jti"], claims["exp"])
 
     yield revoke
+
+
+def _prefix(number: int) -> str:
+    return f"service:of-{number:06}-"
+
+
+@asynccontextmanager
+async def _by_prefix(wire: Wire) -> AsyncIterator[Revoke]:
+    async def revoke(token: str) -> None:
+        claims = _claims(token)
+        await _write(wire, "subject_prefix", claims["sub"][:-1], claims["exp"])
+
+    yield revoke
+
+
+@asynccontextmanager
+async def _by_deletion(wire: Wire) -> AsyncIterator[Revoke]:
+    """As `tollgate jobs remove` deletes it, in a transaction, with a producer that is there already."""
+    one = asyncio.Lock()
+    async with registry.only_writer(wire.deployment.settings) as (_, write):
+
+        async def revoke(token: str) -> None:
+            bound_to = _claims(token)["authorization_details"][0]["bound_to"]
+            async with one:
+                await write({bound_to["object"].encode(): None})
+
+        yield revoke
 
 
 @asynccontextmanager
@@ -195,6 +274,14 @@ async def _by_door(port: int, client: ec.EllipticCurvePrivateKey, _: Wire) -> As
         yield revoke
     finally:
         wire[1].close()
+
+
+def _define(deployment: Deployment, count: int) -> None:
+    """Objects to bind tokens to."""
+    file = deployment.directory / "objects.toml"
+    file.write_text("".join(f'[jobs."{OBJECTS}{number:06}"]\n' for number in range(count)))
+    definitions = registry.read_definitions(file, "jobs")
+    asyncio.run(registry.apply(deployment.settings, definitions, dry_run=False))
 
 
 def _client_of(deployment: Deployment) -> ec.EllipticCurvePrivateKey:

@@ -371,7 +371,7 @@ ROWS: dict[str, Row] = {
             f"{H}::test_a_token_dies_with_its_job_and_stays_dead_when_it_is_defined_again",
             "/api/test_issuing.py::test_a_bound_token_dies_with_its_object_and_is_listed_no_longer",
         ),
-        reduced="refused within 1 s → at all: no test asserts on time",
+        reduced="refused within 1 s → at all: no test asserts on time; `scripts/bench` measures it",
     ),
     "X-10": Row(
         (
