@@ -25,6 +25,7 @@ from app.logs import Event, log
 from app.stream.topic_check import Deployment
 
 HEAD_TIMEOUT_S: Final = 10.0  # from a request's first byte, or the connection's begin, to the end of its headers
+REST_TIMEOUT_S: Final = 10.0  # for the rest of a body that was answered before its end
 IDLE_TIMEOUT_S: Final = 75
 BACKLOG: Final = 2_048
 NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
@@ -165,13 +166,18 @@ class _Server(uvicorn.Server):
 
 def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
     class Guarded(HttpToolsProtocol):
-        """uvicorn's, with limits on what comes before a request is one: bytes and time."""
+        """uvicorn's, with limits on bytes and time where the application, which reads the body, sets none.
+
+        A head, what stands between a body's parts and behind it, and what follows a request have as many bytes as
+        headers may have. The rest of a body that was answered before its end is dropped as it comes, for a while.
+        """
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._head_bytes = 0
-            self._others = False
+            self._in_head = False
+            self._body_over = True
             self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+            self._go_on()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._deadline.cancel()
@@ -179,24 +185,55 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._head_bytes = 0
-            self._deadline.cancel()
-            self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+            self._in_head = True
+            self._go_on()
+            self._end_in(HEAD_TIMEOUT_S)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            # A field behind the body is no header (RFC 9110 section 6.5.1), and there is no end of such fields.
+            if self._in_head:
+                super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             self._deadline.cancel()
-            self._head_bytes = -1
-            self._others = True
+            self._in_head = self._body_over = False
+            self._go_on()
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._go_on()
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self._body_over = True
+            self._go_on()
+            if self.cycle.response_complete:
+                self._end_in(IDLE_TIMEOUT_S)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self.cycle.response_complete or self._in_head or self.transport.is_closing():
+                return  # another request is under way
+            # Most clients send all of a body before they read: closing at once would lose them the answer.
+            self._end_in(IDLE_TIMEOUT_S if self._body_over else REST_TIMEOUT_S)
+
         def data_received(self, data: bytes) -> None:
-            # What came with the end of another request is not all of this one's head: counting begins with the next.
-            self._others = self._head_bytes < 0
+            self._went_on = False
             super().data_received(data)
-            if self._head_bytes >= 0 and not self._others and not self.transport.is_closing():
-                self._head_bytes += len(data)
-                if self._head_bytes > serve.headers_max_bytes:
+            # What came with the end of one part is not all of the next: counting begins with what comes alone.
+            if not self._went_on and not self.transport.is_closing():
+                self._came_bytes += len(data)
+                if self._came_bytes > serve.headers_max_bytes:
                     self._refuse(Problem("headers_too_large"))
+
+        def _go_on(self) -> None:
+            """Another part begins, or more of a body is there: bytes are counted anew."""
+            self._came_bytes, self._went_on = 0, True
+
+        def _end_in(self, timeout_s: float) -> None:
+            self._deadline.cancel()
+            self._deadline = self.loop.call_later(timeout_s, self._give_up)
 
         def _give_up(self) -> None:
             if not self.transport.is_closing():

@@ -1,0 +1,120 @@
+"""What comes on a connection beside requests: it has an end, it is never taken for a header, and it hides no answer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.api import server
+from tests.api.closed import Closed, closed_door
+
+CHUNKED = b"POST /v1/triggers HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+BEARER = b"Authorization: Bearer x.e30.y\r\n"
+LATER = b"GET /v1/nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+NO_END = {
+    "of fields behind the body": (b"0\r\n", b"ab:cd\r\n" * 100),
+    "of one field behind the body": (b"0\r\nab:", b"c" * 700),
+    "of what a chunk says of itself": (b"5;", b"a" * 700),
+    "of empty lines behind the request": (b"0\r\n\r\n", b"\r\n" * 350),
+}
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
+    with closed_door(tmp_path_factory.mktemp("wire")) as door:
+        yield door
+
+
+@contextmanager
+def connected(address: str) -> Iterator[socket.socket]:
+    host, _, port = address.partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        yield wire
+
+
+def answered(wire: socket.socket) -> bytes:
+    """One answer, whose body says no more than its length; the connection stays."""
+    with wire.makefile("rb") as reader:
+        head = b"".join(iter(reader.readline, b"\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return head + reader.read(length)
+
+
+def takes(wire: socket.socket, more: bytes, count: int) -> bool:
+    """Whether the door still takes what is sent when as many have been."""
+    try:
+        for _ in range(count):
+            wire.sendall(more)
+            time.sleep(0.001)  # so that it can answer
+    except ConnectionError:
+        return False
+    return True
+
+
+def is_ended(wire: socket.socket) -> bool:
+    """Whether the door ends the connection, whatever it says before."""
+    try:
+        while wire.recv(65_536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("listener", ["public_at", "internal_at"])
+@pytest.mark.parametrize("what", NO_END)
+def test_there_is_an_end_of_what_belongs_to_no_head_and_no_body(door: Closed, what: str, listener: str) -> None:
+    begin, more = NO_END[what]
+    with connected(getattr(door, listener)) as wire:
+        wire.sendall(CHUNKED + begin)
+        answered(wire)
+        assert not takes(wire, more, 1_000)
+
+
+def test_a_field_behind_the_body_is_no_header(door: Closed) -> None:
+    with connected(door.public_at) as wire:
+        wire.sendall(CHUNKED + b"2\r\n{}\r\n0\r\n" + BEARER + b"\r\n")
+        assert b'"reason":"token_missing"' in answered(wire)
+        wire.sendall(LATER)
+        assert answered(wire).startswith(b"http/1.1 404 ")
+
+
+def test_who_is_answered_before_its_body_has_ended_may_end_it_and_go_on(door: Closed) -> None:
+    with connected(door.public_at) as wire:
+        wire.sendall(CHUNKED)
+        assert b'"reason":"token_missing"' in answered(wire)
+        for _ in range(8):
+            wire.sendall(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
+        wire.sendall(b"0\r\n\r\n" + LATER)
+        assert answered(wire).startswith(b"http/1.1 404 ")
+
+
+def test_a_body_that_goes_on_after_its_answer_goes_on_only_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REST_TIMEOUT_S", 0.3)
+    with closed_door(tmp_path) as door, connected(door.public_at) as wire:
+        wire.sendall(CHUNKED)
+        assert b'"reason":"token_missing"' in answered(wire)
+        assert not takes(wire, b"1\r\nx\r\n", 5_000)
+
+
+@pytest.mark.parametrize("said", [CHUNKED + b"0\r\n\r\n", LATER], ids=["early", "late"])
+def test_a_connection_on_which_no_request_begins_is_ended_whatever_else_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 1)
+    with closed_door(tmp_path) as door, connected(door.public_at) as wire:
+        wire.sendall(said[:-2])
+        time.sleep(0.1)
+        wire.sendall(said[-2:])  # the end of the request, for some after its answer
+        answered(wire)
+        wire.sendall(b"\r\n")
+        assert is_ended(wire)
