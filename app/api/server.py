@@ -243,10 +243,11 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             self._refuse(Problem("request_malformed", NO_HTTP))
 
         def _refuse(self, problem: Problem) -> None:
-            """To what is no request, and will never be one."""
-            body = problem.body()
-            head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[problem.status] + head.encode() + body)
+            """To what is no request, and will never be one; while another waits for its answer, it would be that."""
+            if self.cycle is None or self.cycle.response_complete:
+                body = problem.body()
+                head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                self.transport.write(STATUS_LINE[problem.status] + head.encode() + body)
             self.transport.close()
 
     return Guarded

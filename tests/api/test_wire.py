@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from app.api import server
-from tests.api.closed import Closed, closed_door
+from tests.api.closed import Closed, closed_door, listening, unconnected
+from tests.api.test_caller import live, tables
+from tests.support.tokens import token
 
 CHUNKED = b"POST /v1/triggers HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 BEARER = b"Authorization: Bearer x.e30.y\r\n"
@@ -118,3 +121,24 @@ def test_a_connection_on_which_no_request_begins_is_ended_whatever_else_comes(
         answered(wire)
         wire.sendall(b"\r\n")
         assert is_ended(wire)
+
+
+@pytest.mark.parametrize("behind", [b"garbage\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n", b"\0"])
+def test_what_is_no_request_is_told_nothing_where_another_waits_for_its_answer(door: Closed, behind: bytes) -> None:
+    with connected(door.public_at) as wire:
+        wire.sendall(b"POST /v1/triggers HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n" + BEARER + b"\r\n{}" + behind)
+        assert wire.makefile("rb").read() == b""
+
+
+async def test_a_stream_is_ended_by_what_is_no_request_and_holds_nothing_of_its_refusal(tmp_path: Path) -> None:
+    service = unconnected(tmp_path)
+    service.tables = tables()
+    bearer = f"Authorization: Bearer {token(claims=live())}\r\n".encode()
+    async with listening(service) as url:
+        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+        writer.write(b"GET /v1/receipts/stream HTTP/1.1\r\nHost: x\r\n" + bearer + b"\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        await reader.readuntil(b"\n\n\r\n")  # its first chunk
+        writer.write(b"garbage\r\n\r\n")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
