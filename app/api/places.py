@@ -1,4 +1,4 @@
-"""Places for work that takes long: few at once, of one caller fewer, and none for longer than a request may take.
+"""Places for work on Kafka that takes long: few at once, of one caller fewer, and none for longer than a request may.
 
 Who fills its own share waits in a line of its own, and delays nobody else.
 """
@@ -10,7 +10,10 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from aiokafka.errors import KafkaError
+
 from app.api.problems import Problem
+from app.stream.log import OffsetGone
 
 
 class _Line:
@@ -34,7 +37,9 @@ class Places:
 
     @asynccontextmanager
     async def place(self, caller: str) -> AsyncIterator[None]:
-        """Raises Problem: `overloaded` where there is none in time, `late` when the work is not done in time."""
+        """Raises Problem: `overloaded` where there is none in time, `late` when the work is not done in time, and
+        `not_ready` where Kafka fails it: a partition has no leader, or what is read was deleted meanwhile.
+        """
         line = self._lines.setdefault(caller, _Line(self._of_one))
         if line.length >= self._line_max:
             raise Problem("overloaded", f"{line.length} such requests of this caller are under way")
@@ -47,6 +52,8 @@ class Places:
         except TimeoutError:
             again = {"Retry-After": str(math.ceil(self._timeout_s))}
             raise Problem(self._late if begun else "overloaded", headers=again) from None
+        except (KafkaError, OffsetGone):
+            raise Problem("not_ready", "Kafka cannot tell now") from None
         finally:
             line.length -= 1
             if not line.length:

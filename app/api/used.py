@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from aiokafka.errors import KafkaError
-
 from app.api.places import Places
 from app.api.problems import Problem
 from app.authority.records import Issued
@@ -42,12 +40,9 @@ class Used:
         if identity is None:
             return False
         partition = (self._topic, home_lane(identity.home_by, self._lanes))
-        try:
-            async with self._places.place(emitter(claims)):
-                # A tombstone is of one that was swept, and long out of its time.
-                return await entry_of(self._cluster, partition, identity.digest, claims.iat * 1000) is not None
-        except KafkaError:
-            raise Problem("not_ready", "whether the token was used cannot be told now") from None
+        async with self._places.place(emitter(claims)):
+            # A tombstone is of one that was swept, and long out of its time.
+            return await entry_of(self._cluster, partition, identity.digest, claims.iat * 1000) is not None
 
     async def among(self, issued: Iterable[Issued], client: str) -> set[str]:
         """The jtis of one-shot tokens that have become a run, as far as that is told cheaply.
@@ -58,7 +53,7 @@ class Used:
         asked = [each for each in issued if each.uses == "once" and each.jti not in self._known]
         if asked:
             # ValueError: entries of a later version
-            with contextlib.suppress(Problem, TimeoutError, KafkaError, ValueError):
+            with contextlib.suppress(Problem, TimeoutError, ValueError):
                 async with asyncio.timeout(LOOK_TIMEOUT_S), self._places.place(client):
                     await self._look_for(asked)
         return set(self._known)

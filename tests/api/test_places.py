@@ -8,12 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+from aiokafka.errors import KafkaError
 
 from app.api import reading
 from app.api.places import Places
 from app.api.problems import Problem
 from app.gate.explain import Explanation
-from app.stream.log import Watermarks
+from app.stream.log import OffsetGone, Watermarks
 from tests.api.closed import listening, unconnected
 from tests.api.test_caller import live, tables
 from tests.support.tokens import token
@@ -80,6 +81,31 @@ async def test_what_fails_gives_its_place_back() -> None:
                 raise KeyError
     async with places.place("a"):
         pass
+
+
+@pytest.mark.parametrize(
+    "error", [KafkaError("receipts[1] has no leader now"), OffsetGone(("receipts", 1), 1, 5, 9)], ids=repr
+)
+async def test_who_asks_while_a_partition_fails_over_is_told_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    service = unconnected(tmp_path)
+    service.tables = tables()
+    service.receipts.covers_from_ms = 1
+
+    async def watermarks(_: tuple[str, int]) -> Watermarks:
+        return Watermarks(0, 9)
+
+    async def first_since(_: tuple[str, int], __: int) -> tuple[int, int]:
+        raise error
+
+    monkeypatch.setattr(service.cluster, "watermarks", watermarks)
+    monkeypatch.setattr(service.cluster, "first_since", first_since)
+    bearer = {"authorization": f"Bearer {token(claims=live(uses='once'))}"}
+    async with listening(service) as url, httpx.AsyncClient(base_url=url, headers=bearer, timeout=10) as client:
+        for answer in (await client.get("/v1/receipts/1-5"), await client.post("/v1/explain", json={})):
+            assert (answer.status_code, answer.json()["reason"]) == (503, "not_ready")
+            assert int(answer.headers["Retry-After"]) >= 1
 
 
 async def test_an_emitter_that_asks_for_much_is_told_to_wait_and_others_are_answered(
