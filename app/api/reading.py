@@ -6,12 +6,15 @@ nobody's and none at all are told alike.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
+from aiokafka.errors import KafkaError
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
@@ -22,7 +25,7 @@ from app.api import operations as described
 from app.api.caller import Caller, identify
 from app.api.places import Places
 from app.api.problems import RETRY_AFTER_S, Problem
-from app.api.receipts import Subscription, emitter_of
+from app.api.receipts import Receipts, Subscription, emitter_of
 from app.api.requests import answer, bearer_token, headers_of, object_of
 from app.api.service import Service
 from app.gate.explain import Explanation
@@ -37,8 +40,11 @@ KEEP_ALIVE_S: Final = 15.0
 CHECK_EVERY_S: Final = 1.0  # whether the token is still honoured, and the reader still there
 EMITTER_STREAMS_MAX: Final = 20  # of one emitter at once, so that none takes all of serve.streams_max
 RESUME_MAX: Final = 500_000  # receipts, of everyone, between where a stream resumes and the end
+RESUME_TIMEOUT_S: Final = 60.0  # for one chunk of them
+RESUME_AT_ONCE, RESUME_OF_ONE, RESUME_LINE_MAX = 2, 1, EMITTER_STREAMS_MAX
 EXPLAIN_TIMEOUT_S: Final = 10.0
 EXPLAIN_AT_ONCE, EXPLAIN_OF_ONE, EXPLAIN_LINE_MAX = 3, 1, 8
+_STILL_HERE: Final = b": still here\n\n"
 _NOWHERE: Final = 1 << 50  # an offset that no trigger has: a dry run is no trigger's retry
 _TOLD_TO_NOBODY: Final = ("params", "definition_version", "identity", "home_by")  # more than a receipt says
 
@@ -46,6 +52,7 @@ _TOLD_TO_NOBODY: Final = ("params", "definition_version", "identity", "home_by")
 def routes(service: Service) -> list[HTTPRouteHandler]:
     """Receipts, their stream, and the dry run."""
     explaining = Places(EXPLAIN_AT_ONCE, EXPLAIN_OF_ONE, EXPLAIN_LINE_MAX, EXPLAIN_TIMEOUT_S, late="overloaded")
+    resuming = Places(RESUME_AT_ONCE, RESUME_OF_ONE, RESUME_LINE_MAX, RESUME_TIMEOUT_S, late="overloaded")
 
     @get("/v1/receipts/{trigger_id:str}", opt=described.operation(described.GET_RECEIPT))
     async def receipt(request: Request[Any, Any, Any]) -> ASGIResponse:
@@ -66,7 +73,8 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
         headers = headers_of(request.scope)
         caller = await identify(service.tables, bearer_token(headers), READERS)
         starts = _positions_of(headers.get("last-event-id"), service.receipts.lanes)
-        return _Following(service, caller, _subscribed(service, caller), starts)
+        subscription = _subscribed(service, caller)
+        return _Following(service, subscription, _events(service, resuming, caller, subscription, starts))
 
     @post("/v1/explain", status_code=200, opt=described.operation(described.POST_EXPLAIN))
     async def explain(request: Request[Any, Any, Any]) -> ASGIResponse:
@@ -115,9 +123,9 @@ class _Following(ASGIStreamingResponse):
 
     __slots__ = ("_receipts", "_subscription")
 
-    def __init__(self, service: Service, caller: Caller, subscription: Subscription, starts: list[int] | None) -> None:
+    def __init__(self, service: Service, subscription: Subscription, events: AsyncIterator[bytes]) -> None:
         super().__init__(
-            iterator=_events(service, caller, subscription, starts),
+            iterator=events,
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -141,26 +149,35 @@ def _subscribed(service: Service, caller: Caller) -> Subscription:
 
 
 async def _events(
-    service: Service, caller: Caller, subscription: Subscription, starts: list[int] | None
+    service: Service, resuming: Places, caller: Caller, subscription: Subscription, starts: list[int] | None
 ) -> AsyncIterator[bytes]:
-    """The caller's receipts for ever: until its token is no longer honoured, or it reads too slowly."""
+    """The caller's receipts for ever: until its token is no longer honoured, or it reads too slowly.
+
+    It ends, too, where what it missed cannot be read in time; by the last id its reader goes on from there.
+    """
     with STREAMS.track_inprogress():
         positions = list(subscription.positions)
         # So that one who is cut off before the first receipt can resume, too.
         yield b"retry: %d\nid: %s\n\n" % (RETRY_AFTER_S * 1000, ".".join(map(str, starts or positions)).encode())
         if starts is not None:
-            async for chunk in _missed(service, caller, starts, positions):
-                yield chunk
+            try:
+                async for chunk in _missed(service, resuming, caller, starts, positions):
+                    yield chunk
+            except (Problem, KafkaError, TimeoutError):
+                return
         async for chunk in _live(service, caller, subscription, positions):
             yield chunk
 
 
-async def _missed(service: Service, caller: Caller, starts: list[int], positions: list[int]) -> AsyncIterator[bytes]:
+async def _missed(
+    service: Service, resuming: Places, caller: Caller, starts: list[int], positions: list[int]
+) -> AsyncIterator[bytes]:
     """What came between, and where what is live goes on: never before a lane's start, as this instance may be behind.
 
     Lanes not yet read keep the position they were asked for. What is no longer there, or never was, is told as a gap.
+    Whoever resumes has everyone's receipts read: in turn, a chunk at a time, and not at the pace of who reads them.
     """
-    receipts, ends, tables = service.receipts, list(positions), service.tables
+    receipts, ends = service.receipts, list(positions)
     marks = [await receipts.cluster.watermarks((receipts.topic, lane)) for lane in range(receipts.lanes)]
     at = [min(max(start, mark.start), mark.high) for start, mark in zip(starts, marks, strict=True)]
     positions[:] = map(max, at, ends)
@@ -170,15 +187,34 @@ async def _missed(service: Service, caller: Caller, starts: list[int], positions
     if too_far:
         return
     for lane, end in enumerate(ends):
-        async for chunk, position in receipts.cluster.read((receipts.topic, lane), at[lane], end):
-            if caller.fault(tables.world) is not None:
-                return
-            for record in chunk:
-                if record.value is not None and emitter_of(record.value) == caller.emitter:
-                    at[lane] = record.offset + 1
-                    yield _event(at, record.value)
-            at[lane] = position
-        at[lane] = max(at[lane], end)
+        while at[lane] < end:
+            reading = asyncio.create_task(_chunk(receipts, resuming, caller.emitter, at, lane, end))
+            try:
+                while not (await asyncio.wait({reading}, timeout=KEEP_ALIVE_S))[0]:
+                    yield _STILL_HERE
+                missed = reading.result()
+            finally:
+                reading.cancel()
+            for event in missed:
+                if caller.fault(service.tables.world) is not None:
+                    return
+                yield event
+
+
+async def _chunk(
+    receipts: Receipts, resuming: Places, emitter: str, at: list[int], lane: int, end: int
+) -> list[bytes]:  # fmt: skip
+    """The emitter's receipts in the next chunk of a lane, as events; `at` is then behind it. Raises Problem."""
+    events: list[bytes] = []
+    async with resuming.place(emitter):
+        async with contextlib.aclosing(receipts.cluster.read((receipts.topic, lane), at[lane], end)) as chunks:
+            chunk, position = await anext(chunks)
+        for record in chunk:
+            if record.value is not None and emitter_of(record.value) == emitter:
+                at[lane] = record.offset + 1
+                events.append(_event(at, record.value))
+        at[lane] = position
+    return events
 
 
 async def _live(
@@ -198,5 +234,5 @@ async def _live(
         elif time.monotonic() - silent_since < KEEP_ALIVE_S:
             continue
         else:
-            yield b": still here\n\n"
+            yield _STILL_HERE
         silent_since = time.monotonic()

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from typing import Any, Final
 
 from aiokafka import TopicPartition
@@ -148,7 +148,9 @@ class Cluster:
         _raise_for(row[1], partition)
         return int(row[2]), int(row[3])
 
-    async def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
+    async def read(
+        self, partition: Partition, start: int, end: int
+    ) -> AsyncGenerator[tuple[Sequence[ReadRecord], int], None]:
         position = start
         tell_at_s = time.monotonic() + READ_TOLD_AFTER_S
         group = ("read", next(_readers))  # closed below, and nobody else's

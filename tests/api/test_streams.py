@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from app.api import reading
+from app.api.places import Places
 from app.api.receipts import Receipts
 from app.stream.log import Watermarks
 from tests.api.closed import listening, unconnected
@@ -54,7 +55,11 @@ def stream(start: int, high: int, position: int, resume_at: int, caller: Any = N
     receipts = Receipts(Lane(start, high), "receipts", 1, 1_000)  # type: ignore[arg-type]
     receipts._tails = [SimpleNamespace(position=position)]  # type: ignore[list-item]
     service: Any = SimpleNamespace(receipts=receipts, tables=SimpleNamespace(world=None))
-    return receipts, reading._events(service, caller or Reader(), receipts.subscribe("me"), [resume_at])
+    return receipts, reading._events(service, places(), caller or Reader(), receipts.subscribe("me"), [resume_at])
+
+
+def places(timeout_s: float = 30) -> Places:
+    return Places(reading.RESUME_AT_ONCE, reading.RESUME_OF_ONE, 20, timeout_s, late="overloaded")
 
 
 async def of(events: Any, count: int) -> list[str]:
@@ -62,6 +67,8 @@ async def of(events: Any, count: int) -> list[str]:
     told = []
     while len(told) < count:
         event = (await asyncio.wait_for(anext(events), 10)).decode()
+        if event.startswith(": still here"):
+            continue
         told.append("gap" if "event: gap" in event else event.partition("id: ")[2].splitlines()[0])
     return told
 
@@ -101,6 +108,54 @@ async def test_one_who_is_revoked_while_resuming_is_told_no_more() -> None:
     assert await of(events, 3) == ["0", "1", "2"]
     reader.honoured = False
     assert [event async for event in events] == []
+
+
+class Slow(Lane):
+    """A lane that is read when it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 3)
+        self.go, self.under_way = asyncio.Event(), 0
+
+    async def read(self, _: Any, start: int, end: int) -> AsyncIterator[tuple[list[Any], int]]:
+        self.under_way += 1
+        await self.go.wait()
+        async for chunk in super().read(_, start, end):
+            yield chunk
+
+
+def resumed(lane: Slow, emitters: list[str], timeout_s: float = 30) -> list[Any]:
+    """Streams of these, all from the beginning."""
+    receipts = Receipts(lane, "receipts", 1, 1_000)  # type: ignore[arg-type]
+    receipts._tails = [SimpleNamespace(position=3)]  # type: ignore[list-item]
+    service: Any = SimpleNamespace(receipts=receipts, tables=SimpleNamespace(world=None))
+    resuming, callers = places(timeout_s), [Reader() for _ in emitters]
+    for caller, emitter in zip(callers, emitters, strict=True):
+        caller.emitter = emitter
+    return [
+        reading._events(service, resuming, caller, receipts.subscribe(caller.emitter), [0])  # type: ignore[arg-type]
+        for caller in callers
+    ]
+
+
+async def test_who_resumes_many_streams_delays_nobody_elses_and_all_are_kept_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "KEEP_ALIVE_S", 0.02)
+    lane = Slow()
+    streams = resumed(lane, ["me"] * 10 + ["other"])
+    for stream in streams:
+        assert await of(stream, 1) == ["0"]
+    for waiting, under_way in ((0, 1), (1, 1), (-1, 2)):  # of one emitter one is read, and one of another beside
+        assert await asyncio.wait_for(anext(streams[waiting]), 10) == b": still here\n\n"
+        assert lane.under_way == under_way
+    lane.go.set()
+    assert [await of(stream, 3) for stream in streams[:-1]] == [["1", "2", "3"]] * 10
+
+
+async def test_a_stream_whose_turn_to_resume_does_not_come_ends_and_may_come_again() -> None:
+    (stream,) = resumed(Slow(), ["me"], 0.1)
+    assert [event async for event in stream] == [b"retry: 1000\nid: 0\n\n"]
 
 
 @asynccontextmanager
