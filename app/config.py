@@ -151,6 +151,9 @@ class Serve(Section, frozen=True):
     internal_host: Annotated[str, about("of the internal listener: probes, metrics, internal keys")] = "127.0.0.1"
     internal_port: Annotated[int, about("of the internal listener", ge=0, le=65_535)] = 8081
     body_max_bytes: Annotated[int, about(ge=1_024, le=1_000_000)] = 1_000_000
+    bodies_max_bytes: Annotated[
+        int, about("of large bodies being read, or on their way to Kafka; beyond, 503", ge=1_000_000, le=1 << 40)
+    ] = 64_000_000
     headers_max_bytes: Annotated[int, about(ge=10_240, le=32_768)] = 16_384
     wait_max_s: Annotated[int, about("the longest `Prefer: wait` that is honoured", ge=0, le=300)] = 30
     publish_timeout_s: Annotated[float, about("until Kafka has the trigger", ge=0.5, le=120)] = 10

@@ -81,13 +81,14 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
         headers = headers_of(request.scope)
         token = bearer_token(headers)
         caller = await identify(service.tables, token)
-        trigger = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
-        record = Record(
-            0, _NOWHERE, time.time_ns() // 1_000_000, True, None, msgspec.json.encode(trigger),
-            ((AUTHORIZATION, f"Bearer {token}".encode()),),
-        )  # fmt: skip
-        async with explaining.place(caller.emitter):
-            told = await judged(service.cluster, service.tables, service.settings.kafka.prefix, record)
+        with service.bodies.counted(request.receive) as receive:
+            value = msgspec.json.encode(await object_of(headers, receive, service.settings.serve.body_max_bytes))
+            record = Record(
+                0, _NOWHERE, time.time_ns() // 1_000_000, True, None, value,
+                ((AUTHORIZATION, f"Bearer {token}".encode()),),
+            )  # fmt: skip
+            async with explaining.place(caller.emitter):
+                told = await judged(service.cluster, service.tables, service.settings.kafka.prefix, record)
         return answer(msgspec.json.encode(_for_a_stranger(told)))
 
     return [receipt, stream, explain]

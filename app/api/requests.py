@@ -1,10 +1,12 @@
-"""What the door reads of a request: the headers that decide something, once each, and a body within its limit."""
+"""What the door reads of a request: the headers that decide something, once each, and a body within its limits."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +18,7 @@ from app.api.problems import MEDIA_TYPE, Problem
 from app.gate.strict_json import JSONRefused, loads_object
 
 BODY_TIMEOUT_S: Final = 20.0
+SMALL_BYTES: Final = 16_384  # of a body that every request may have: what a connection takes for headers, too
 JSON: Final = "application/json"
 TOKEN: Final = "/oauth/token"  # noqa: S105 - a path
 _READ: Final = frozenset({
@@ -82,6 +85,37 @@ def tail_of_path(scope: HTTPScope, prefix: str) -> str | None:
         return unquote_to_bytes(raw).decode("utf-8") or None
     except UnicodeDecodeError:
         raise Problem("request_malformed", "the path is not UTF-8") from None
+
+
+class Bodies:
+    """A limit on the bytes of all bodies that are under way at once, but for the first SMALL_BYTES of each.
+
+    So whoever sends much, a token nobody has looked at in hand, delays no one who sends little.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    @contextmanager
+    def counted(self, receive: Receive) -> Iterator[Receive]:
+        """`receive` of one request. It raises Problem `overloaded` beyond the limit; at the end none is under way."""
+        came = counted = 0
+
+        async def told() -> Any:
+            nonlocal came, counted
+            message: Any = await receive()
+            came += len(message.get("body", b""))
+            more = max(came - SMALL_BYTES, 0) - counted
+            if more > self._left:
+                raise Problem("overloaded", "too many large bodies are under way")
+            self._left -= more
+            counted += more
+            return message
+
+        try:
+            yield told
+        finally:
+            self._left += counted
 
 
 async def object_of(headers: Headers, receive: Receive, max_bytes: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from app.api.issuing import Issuing
 from app.api.keys import PublicKeys
 from app.api.publisher import Publisher
 from app.api.receipts import Receipts
-from app.api.requests import TOKEN
+from app.api.requests import TOKEN, Bodies
 from app.api.search import Search
 from app.api.used import Used
 from app.authority.rights import Rights
@@ -31,6 +31,7 @@ class Service:
         self.settings, self.cluster, self.tables = settings, cluster, tables
         self.rights = rights
         self.keys = PublicKeys(settings.issuer.jwks_file)
+        self.bodies = Bodies(serve.bodies_max_bytes)
         self.publisher = Publisher(settings)
         self.receipts = Receipts(cluster, Topic.RECEIPTS.named(prefix), found.lanes, settings.serve.receipts_kept)
         self.search = Search(self.receipts, Topic.TRIGGERS.named(prefix))

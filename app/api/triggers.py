@@ -12,14 +12,15 @@ import orjson
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
+from litestar.types import Receive
 
 from app.api import operations as described
 from app.api.problems import RETRY_AFTER_S, Problem
 from app.api.publisher import Placed
 from app.api.receipts import decode
-from app.api.requests import answer, bearer_token, headers_of, object_of, tail_of_path, wait_of
+from app.api.requests import Headers, answer, bearer_token, headers_of, object_of, tail_of_path, wait_of
 from app.api.service import Service
-from app.emission import Emission, Form, trigger_of
+from app.emission import Emission, Form, Trigger, trigger_of
 from app.gate.reasons import BY_CODE
 from app.gate.token import class_fault
 
@@ -42,13 +43,29 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
 
 
 async def _trigger(service: Service, request: Request[Any, Any, Any], job: str | None) -> ASGIResponse:
-    serve = service.settings.serve
     headers = headers_of(request.scope)
     token = bearer_token(headers)
     fault = class_fault(token)
     if fault is not None:
         raise Problem(fault)
-    params = await object_of(headers, request.receive, serve.body_max_bytes)
+    with service.bodies.counted(request.receive) as receive:
+        # Nothing keeps the parameters while Kafka takes the record, nor the record while the receipt is waited for.
+        placed = await service.publisher.publish(await _record(service, headers, receive, job, token))
+    correlation_id = headers.get("tollgate-correlation-id")
+    wait_s = wait_of(request.scope)
+    if wait_s is None:
+        return _taken(placed, correlation_id, {})
+    wait_s = min(wait_s, service.settings.serve.wait_max_s)
+    preference = {"Preference-Applied": f"wait={wait_s}"}
+    # With wait=0 the acknowledgement is asked for, however soon the decision came.
+    receipt = await service.receipts.wait(placed.trigger_id, wait_s) if wait_s else None
+    if receipt is None:
+        return _taken(placed, correlation_id, preference)
+    return _decided(receipt, placed, preference)
+
+
+async def _record(service: Service, headers: Headers, receive: Receive, job: str | None, token: str) -> Trigger:
+    params = await object_of(headers, receive, service.settings.serve.body_max_bytes)
     traceparent = headers.get("traceparent")
     emission = Emission(
         Form.JSON, job, params, headers.get("idempotency-key"), headers.get("tollgate-correlation-id"), None,
@@ -56,17 +73,7 @@ async def _trigger(service: Service, request: Request[Any, Any, Any], job: str |
     )  # fmt: skip
     if service.stopping.is_set():
         raise Problem("stopping")
-    placed = await service.publisher.publish(trigger_of(emission, token))
-    wait_s = wait_of(request.scope)
-    if wait_s is None:
-        return _taken(placed, emission.correlation_id, {})
-    wait_s = min(wait_s, serve.wait_max_s)
-    preference = {"Preference-Applied": f"wait={wait_s}"}
-    # With wait=0 the acknowledgement is asked for, however soon the decision came.
-    receipt = await service.receipts.wait(placed.trigger_id, wait_s) if wait_s else None
-    if receipt is None:
-        return _taken(placed, emission.correlation_id, preference)
-    return _decided(receipt, placed, preference)
+    return trigger_of(emission, token)
 
 
 def _location(placed: Placed) -> dict[str, str]:
