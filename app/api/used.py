@@ -29,8 +29,9 @@ LOOK_TIMEOUT_S: Final = 2.0
 class Used:
     """Asks the changelog, few times at once."""
 
-    def __init__(self, cluster: Cluster, topic: str, lanes: int) -> None:
+    def __init__(self, cluster: Cluster, topic: str, lanes: int, grace_s: int) -> None:
         self._cluster, self._topic, self._lanes = cluster, topic, lanes
+        self._grace_ms = grace_s * 1000  # a gate takes a token that long before its time
         self._places = Places(AT_ONCE, OF_ONE, LINE_MAX, TIMEOUT_S, late="not_ready")
         self._known: dict[str, int] = {}  # jtis that were found used, and when they expire
 
@@ -42,7 +43,8 @@ class Used:
         partition = (self._topic, home_lane(identity.home_by, self._lanes))
         async with self._places.place(emitter(claims)):
             # A tombstone is of one that was swept, and long out of its time.
-            return await entry_of(self._cluster, partition, identity.digest, claims.iat * 1000) is not None
+            since_ms = claims.iat * 1000 - self._grace_ms
+            return await entry_of(self._cluster, partition, identity.digest, since_ms) is not None
 
     async def among(self, issued: Iterable[Issued], client: str) -> set[str]:
         """The jtis of one-shot tokens that have become a run, as far as that is told cheaply.
@@ -60,7 +62,7 @@ class Used:
 
     async def _look_for(self, asked: list[Issued]) -> None:
         wanted = {jti_identity(jti_scope(each.issuer), each.jti)[:JTI_DIGEST_BYTES]: each for each in asked}
-        since_ms = max(min(each.issued_at_ms for each in asked) - CLOCKS_DIFFER_MS, 0)
+        since_ms = max(min(each.issued_at_ms for each in asked) - self._grace_ms - CLOCKS_DIFFER_MS, 0)
         spans = []
         for lane in range(self._lanes):
             partition = (self._topic, lane)

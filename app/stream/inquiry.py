@@ -134,5 +134,5 @@ def _earliest_ms(admitted: Admitted, world: World) -> int:
     """Since when there can be an entry that matters: within the longest window, or while its one token exists."""
     claims, appended_at_ms = admitted.token.claims, admitted.source.appended_at_ms
     if claims.uses == "once" and claims.idempotency_key is None:
-        return claims.iat * 1000
+        return (claims.iat - world.grace_s) * 1000  # a gate takes a token that long before its time
     return appended_at_ms - world.max_window_ms

@@ -31,8 +31,9 @@ async def test_large_bodies_have_a_limit_together_and_small_ones_go_on(tmp_path:
 
     async with listening(service) as url, httpx.AsyncClient(base_url=url, headers=BEARER, timeout=10) as client:
         first = asyncio.create_task(client.post("/v1/triggers", content=slowly()))
-        while service.bodies._left > 1_000_000 - len(LARGE) + SMALL_BYTES:  # noqa: ASYNC110 - it has no event for it
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while service.bodies._left > 1_000_000 - len(LARGE) + SMALL_BYTES:  # noqa: ASYNC110 - it has no event for it
+                await asyncio.sleep(0.01)
         refused = await client.post("/v1/triggers", content=LARGE + b'"}')
         assert (refused.status_code, refused.json()["reason"]) == (503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1

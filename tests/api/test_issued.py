@@ -369,7 +369,7 @@ class Table:
 
 
 async def used(table: Table, records: list[Issued], lanes: int = 4) -> set[str]:
-    return await Used(table, "idempotency", lanes).among(records, "svc:ci")  # type: ignore[arg-type]
+    return await Used(table, "idempotency", lanes, 60).among(records, "svc:ci")  # type: ignore[arg-type]
 
 
 def one_shot(jti: str, **changed: Any) -> Issued:
@@ -386,7 +386,7 @@ async def test_used_ones_are_looked_for_in_what_was_decided_since_and_no_further
 
 async def test_what_was_found_used_stays_so_and_is_not_looked_for_again() -> None:
     table = Table(["a", "b"], 10)
-    looking = Used(table, "idempotency", 4)  # type: ignore[arg-type]
+    looking = Used(table, "idempotency", 4, 60)  # type: ignore[arg-type]
     assert await looking.among([one_shot("a"), one_shot("b")], "svc:ci") == {"a", "b"}
     assert await looking.among([one_shot("a"), one_shot("b")], "svc:ci") == {"a", "b"}
     assert table.read_from == [0, 1]
