@@ -83,7 +83,7 @@ def routes(service: Service, issuing: Issuing) -> list[HTTPRouteHandler]:
             isinstance(caller, Caller)
             and caller.claims.org_id == client.identity.org_id
             and caller.fault(service.tables.world, grace=False) is None
-            and not await service.used.was(caller.claims)
+            and not await service.used.was(caller.claims, client.identity.name)
         ):
             body = _told(caller.claims, service.tables.world.audience, issuing.of(caller.claims.jti))
         return answer(orjson.dumps(body), headers=NO_STORE)

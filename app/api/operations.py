@@ -202,7 +202,8 @@ POST_INTROSPECT: Final[Operation] = {
     "operationId": "introspect",
     "tags": ["authority"],
     "summary": "Whether a token would be honoured now, and what it says (RFC 7662)",
-    "description": "A one-shot token that has started its job is not active.",
+    "description": "A one-shot token that has started its job is not active. Where its lane has decided too much since "
+    "it was issued for that to be read within 5 s, the answer is 503.",
     "security": _CLIENT_OR_FORM,
     "requestBody": _form("token", token=_TEXT, token_type_hint=_TEXT),
     "responses": {"200": {"description": "`active`, and only for one that is, the rest",

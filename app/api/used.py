@@ -16,12 +16,11 @@ from app.api.problems import Problem
 from app.authority.records import Issued
 from app.gate.claims import Claims
 from app.gate.idempotency import JTI_DIGEST_BYTES, home_lane, jti_identity, jti_scope, of_one_shot, unpack
-from app.gate.standing import emitter
 from app.stream.cluster import Cluster
 from app.stream.inquiry import CLOCKS_DIFFER_MS, entry_of
 
 TIMEOUT_S: Final = 5.0
-AT_ONCE, OF_ONE, LINE_MAX = 4, 2, 32  # of the tokens of one subject, or of the listings of one client
+AT_ONCE, OF_ONE, LINE_MAX = 4, 2, 32  # of one client
 LOOK_MAX: Final = 10_000  # offsets of the table, of all lanes, that one listing looks through
 LOOK_TIMEOUT_S: Final = 2.0
 
@@ -35,13 +34,16 @@ class Used:
         self._places = Places(AT_ONCE, OF_ONE, LINE_MAX, TIMEOUT_S, late="not_ready")
         self._known: dict[str, int] = {}  # jtis that were found used, and when they expire
 
-    async def was(self, claims: Claims) -> bool:
-        """Whether it has become a run. Raises Problem when that cannot be told in time."""
+    async def was(self, claims: Claims, client: str) -> bool:
+        """Whether it has become a run. Raises Problem when that cannot be told in time: nobody is told it has not.
+
+        A lane that has decided much since the token was issued may have more to read than there is time for.
+        """
         identity = of_one_shot(claims)
         if identity is None:
             return False
         partition = (self._topic, home_lane(identity.home_by, self._lanes))
-        async with self._places.place(emitter(claims)):
+        async with self._places.place(client):
             # A tombstone is of one that was swept, and long out of its time.
             since_ms = claims.iat * 1000 - self._grace_ms
             return await entry_of(self._cluster, partition, identity.digest, since_ms) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.api.used import Used
+from app.api.used import OF_ONE, Used
 from app.gate.claims import Claims
 from app.gate.idempotency import JTI_DIGEST_BYTES, home_lane, jti_identity, jti_scope, of_one_shot, pack
 from app.gate.token import VerifiedToken, verify
@@ -57,7 +58,35 @@ class Table:
 async def test_an_entry_is_found_however_early_the_token_was_taken(early_ms: int, found: bool) -> None:
     claims = verified(shown := token(claims=live()))
     table: Any = Table(claims, claims.iat * 1000 - early_ms)
-    assert await Used(table, "idempotency", LANES, GRACE_S).was(claims) is found
+    assert await Used(table, "idempotency", LANES, GRACE_S).was(claims, "svc:ci") is found
     seen: Any = SimpleNamespace(world=msgspec.structs.replace(WORLD, grace_s=GRACE_S))
     told = await judged(table, seen, "tollgate.", record(1, shown, int(time.time())))
     assert (told.reason or told.outcome) == ("token_already_used" if found else "accepted")
+
+
+class Unanswering(Table):
+    """One that does not answer until it is told to."""
+
+    def __init__(self, claims: Claims) -> None:
+        super().__init__(claims, claims.iat * 1000)
+        self.asked, self.go = 0, asyncio.Event()
+
+    async def first_since(self, partition: tuple[str, int], since_ms: int) -> tuple[int, int] | None:
+        self.asked += 1
+        await self.go.wait()
+        return await super().first_since(partition, since_ms)
+
+
+async def test_a_client_that_asks_of_many_subjects_tokens_delays_no_other_client() -> None:
+    claims = verified(token(claims=live()))
+    table: Any = Unanswering(claims)
+    used = Used(table, "idempotency", LANES, GRACE_S)
+    of_many = [msgspec.structs.replace(claims, sub=f"service:{number}") for number in range(8)]
+    asking = [asyncio.create_task(used.was(each, "svc:much")) for each in of_many]
+    await asyncio.sleep(0.01)
+    assert table.asked == OF_ONE
+    asking.append(asyncio.create_task(used.was(claims, "svc:other")))
+    await asyncio.sleep(0.01)
+    assert table.asked == OF_ONE + 1
+    table.go.set()
+    assert await asyncio.gather(*asking) == [True] * 9
