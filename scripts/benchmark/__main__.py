@@ -28,7 +28,7 @@ ROWS: Final = {
     "two-processes": "oneshot-home with --workers 2",
     "latency-home": "trigger sent to receipt readable under read_committed, 100/s",
     "latency-away": "the same, away from home",
-    "http": "POST /v1/triggers answered with 202, a second of the door's CPU",
+    "http": "POST /v1/triggers answered with 202, a second of the door's CPU, a gate beside it",
     "http-wait": "POST /v1/triggers with Prefer: wait, to the receipt, 20/s",
     "revoked-http": "POST /oauth/revoke, from its answer to the first refusal by the gate, 20/s under 500 triggers/s",
     "revoked": "the same by a record on the revocations topic, with no door anywhere",

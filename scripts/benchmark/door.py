@@ -1,8 +1,8 @@
 """The HTTP door: triggers acknowledged with 202, and the time to the receipt of one that waits for it.
 
 The client speaks HTTP/1.1 on connections that stay open, as a server that calls webhooks does, and does next to nothing
-beside: what is measured is the door's own CPU, so "on one core" is requests a second of it. No gate runs while
-throughput is measured; each trigger has a key of its own.
+beside: what is measured is the door's own CPU, so "on one core" is requests a second of it. A gate decides meanwhile,
+and that the door reads the receipts of what it has taken is counted, too. Each trigger has a key of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ CONNECTIONS: Final = 64
 PER_SECOND: Final = 20
 WARM_UP: Final = 200
 PARAMS: Final = b'{"region":"eu"}'
+TOLD_TIMEOUT_S: Final = 120.0
+TOLD_EVERY_S: Final = 0.1  # asking is the door's work, too
+
+Wire = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Door(Child):
@@ -46,16 +50,22 @@ class Door(Child):
 def measure(run: Run, names: Sequence[str]) -> tuple[list[Figure], list[dict[str, Any]]]:
     figures: list[Figure] = []
     samples: list[dict[str, Any]] = []
-    with deployed(run.bootstrap, run.workdir, run.issuer, LANES) as deployment, Door(deployment) as door:
+    with (
+        deployed(run.bootstrap, run.workdir, run.issuer, LANES) as deployment,
+        Door(deployment) as door,
+        Gate(deployment) as gate,
+    ):
         door.wait_for_line('"serve_started"')
+        gate.wait_ready()
         tokens = [_token_of(request) for request in traffic.webhook(run.issuer, traffic.WEBHOOK_TOKENS)]
         if "http" in names:
-            asyncio.run(_acknowledged(door.port, tokens, WARM_UP))
+            asyncio.run(_told(door.port, tokens[0], asyncio.run(_acknowledged(door.port, tokens, WARM_UP))))
             wall, core = [], []
             for number in range(run.repeats):
                 before_s, began_s = door.cpu_s(), time.perf_counter()
-                asyncio.run(_acknowledged(door.port, tokens, run.http_triggers))
+                newest = asyncio.run(_acknowledged(door.port, tokens, run.http_triggers))
                 wall.append(run.http_triggers / (time.perf_counter() - began_s))
+                asyncio.run(_told(door.port, tokens[0], newest))
                 core.append(run.http_triggers / max(door.cpu_s() - before_s, 0.01))
                 run.say(f"http: repeat {number + 1}: {wall[-1]:,.0f}/s, {core[-1]:,.0f} a second of CPU")
             what = f"POST /v1/triggers with 202, {CONNECTIONS} connections"
@@ -65,10 +75,8 @@ def measure(run: Run, names: Sequence[str]) -> tuple[list[Figure], list[dict[str
             ]
             samples.append({"row": "http", "per_cpu_s": core, "per_s": wall})
         if "http-wait" in names:
-            with Gate(deployment) as gate:
-                gate.wait_ready()
-                asyncio.run(_waits_ms(door.port, tokens, PER_SECOND * 2))
-                seen = asyncio.run(_waits_ms(door.port, tokens, max(run.latency_triggers // 5, 2)))
+            asyncio.run(_waits_ms(door.port, tokens, PER_SECOND * 2))
+            seen = asyncio.run(_waits_ms(door.port, tokens, max(run.latency_triggers // 5, 2)))
             cuts = quantiles(seen, n=100, method="inclusive")
             what = f"POST /v1/triggers with Prefer: wait, {PER_SECOND}/s, to the receipt"
             figures += [
@@ -93,18 +101,34 @@ def _request(token: str, key: str, more: str = "") -> bytes:
     return head.encode() + PARAMS
 
 
-async def _acknowledged(port: int, tokens: list[str], count: int) -> None:
-    """Send them, each connection one after another; every answer must be 202."""
+async def _acknowledged(port: int, tokens: list[str], count: int) -> list[str]:
+    """Send them, each connection one after another; every answer must be 202. Returns the last ids of triggers."""
     numbers = iter(range(count))
     run = f"{time.time_ns():x}"
+    newest: list[str] = []
 
     async def connection() -> None:
         wire = await asyncio.open_connection("127.0.0.1", port)
+        body = b""
         for number in numbers:
-            await exchange(wire, _request(tokens[number % len(tokens)], f"{run}-{number}"), b"202")
+            body = await exchange(wire, _request(tokens[number % len(tokens)], f"{run}-{number}"), b"202")
         wire[1].close()
+        if body:
+            newest.append(json.loads(body)["trigger_id"])
 
     await asyncio.gather(*(connection() for _ in range(CONNECTIONS)))
+    return newest
+
+
+async def _told(port: int, token: str, triggers: list[str]) -> None:
+    """Until the door has read the receipts of these. Raises TimeoutError."""
+    wire = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(TOLD_TIMEOUT_S):
+        for trigger in triggers:
+            head = f"GET /v1/receipts/{trigger} HTTP/1.1\r\nhost: door\r\nauthorization: Bearer {token}\r\n\r\n"
+            while (await _answer(wire, head.encode()))[0] != b"200":  # noqa: ASYNC110 - it is asked each time
+                await asyncio.sleep(TOLD_EVERY_S)
+    wire[1].close()
 
 
 async def _waits_ms(port: int, tokens: list[str], count: int) -> list[float]:
@@ -120,12 +144,17 @@ async def _waits_ms(port: int, tokens: list[str], count: int) -> list[float]:
     return seen
 
 
-async def exchange(wire: tuple[asyncio.StreamReader, asyncio.StreamWriter], request: bytes, status: bytes) -> None:
-    """One request on a connection that stays open. Raises RuntimeError for an answer of another status."""
+async def exchange(wire: Wire, request: bytes, status: bytes) -> bytes:
+    """One request on a connection that stays open; the answer's body. Raises RuntimeError for another status."""
+    found, body = await _answer(wire, request)
+    if found != status:
+        raise RuntimeError(f"the door answered {found.decode()}: {body[:300].decode()}")
+    return body
+
+
+async def _answer(wire: Wire, request: bytes) -> tuple[bytes, bytes]:
     reader, writer = wire
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-    body = await reader.readexactly(length)
-    if head.split(b" ", 2)[1] != status:
-        raise RuntimeError(f"the door answered {head.split(b' ', 2)[1].decode()}: {body[:300].decode()}")
+    return head.split(b" ", 2)[1], await reader.readexactly(length)
