@@ -27,6 +27,7 @@ from app.stream.topic_check import Deployment
 HEAD_TIMEOUT_S: Final = 10.0  # from a request's first byte, or the connection's begin, to the end of its headers
 REST_TIMEOUT_S: Final = 10.0  # for the rest of a body that was answered before its end
 IDLE_TIMEOUT_S: Final = 75
+UNREAD_TIMEOUT_S: Final = 60.0  # for who is answered to read what no buffer takes any more
 BACKLOG: Final = 2_048
 NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
 
@@ -177,10 +178,12 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             self._in_head = False
             self._body_over = True
             self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+            self._unread: asyncio.TimerHandle | None = None
             self._go_on()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._deadline.cancel()
+            self._end_of_unread()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
@@ -213,7 +216,7 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if not self.cycle.response_complete or self._in_head or self.transport.is_closing():
+            if not self.cycle.response_complete or self._in_head:
                 return  # another request is under way
             # Most clients send all of a body before they read: closing at once would lose them the answer.
             self._end_in(IDLE_TIMEOUT_S if self._body_over else REST_TIMEOUT_S)
@@ -236,8 +239,23 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             self._deadline = self.loop.call_later(timeout_s, self._give_up)
 
         def _give_up(self) -> None:
-            if not self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()  # closed, it would wait for its reader
+            elif not self.transport.is_closing():
                 self.transport.close()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._end_of_unread()
+            self._unread = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._end_of_unread()
+            super().resume_writing()
+
+        def _end_of_unread(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
 
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says more
             self._refuse(Problem("request_malformed", NO_HTTP))

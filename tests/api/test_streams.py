@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api import reading
+from app.api import reading, server
 from app.api.places import Places
-from app.api.receipts import Receipts
+from app.api.receipts import QUEUE_MAX, Receipts, Told
 from app.stream.log import Watermarks
 from tests.api.closed import listening, unconnected
 from tests.api.test_caller import live, tables
@@ -194,6 +195,27 @@ async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_th
         for answer in answers:
             await answer.aclose()
         assert await all_given_back(receipts)
+
+
+async def test_a_reader_that_reads_nothing_any_more_keeps_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "UNREAD_TIMEOUT_S", 0.3)
+    async with a_door(tmp_path, monkeypatch) as (receipts, url):
+        receipts._tails = [SimpleNamespace(position=0)]  # type: ignore[list-item]
+        with socket.socket() as wire:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            host, _, port = url.removeprefix("http://").partition("/")[0].partition(":")
+            wire.connect((host, int(port)))
+            who = f"Authorization: {bearer('service:ci')['authorization']}"
+            wire.sendall(f"GET /v1/receipts/stream HTTP/1.1\r\nHost: x\r\n{who}\r\n\r\n".encode())
+            async with asyncio.timeout(10):
+                while not receipts._subscriptions:  # noqa: ASYNC110 - it has no event for it
+                    await asyncio.sleep(0.01)
+            (subscription,) = receipts._subscriptions
+            for offset in range(QUEUE_MAX):
+                subscription.offer(Told(0, offset + 1, b"x" * 20_000))
+            assert await all_given_back(receipts)
 
 
 async def test_who_asks_for_the_headers_of_a_stream_gets_them_and_keeps_no_place(
