@@ -31,6 +31,7 @@ from app.telemetry import HTTP_SECONDS
 _OF_STATUS: Final = {404: "not_found", 405: "method_not_allowed", 413: "record_too_large", 400: "request_malformed"}
 _SECURITY: Final = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 TEXT: Final = "text/plain; charset=utf-8"
+JOBS: Final = triggers.PATH.encode() + b"/"
 
 
 def public(service: Service) -> ASGIApp:
@@ -176,6 +177,8 @@ class Edge:
         app: Any = self._app
         if _size_of(scope) > self._max:
             app = problem_answer(Problem("headers_too_large", headers={"Connection": "close"}))
+        elif not _is_plain(scope["raw_path"]):
+            app = problem_answer(Problem("not_found"))
         if method == "HEAD":
             # A copy: the server, which has the original, sends no body of its own accord.
             scope = cast("HTTPScope", {**scope, "method": "GET"})
@@ -204,6 +207,16 @@ def _headers_alone(send: Send) -> tuple[Receive, Send]:
             answered.set()
 
     return gone, told
+
+
+def _is_plain(path: bytes) -> bool:
+    """Whether it is spelled as /openapi.json spells it, but for a job's name, which its handler reads.
+
+    Routing would take other spellings for the same; a proxy that lets some paths through and not others would not.
+    """
+    if path.startswith(JOBS) and len(path) > len(JOBS):
+        return True
+    return b"%" not in path and b"//" not in path and (path == b"/" or not path.endswith(b"/"))
 
 
 def _size_of(scope: HTTPScope) -> int:

@@ -40,6 +40,8 @@ LIFETIME_DEFAULT_S: Final = 300  # the field's clients do not say; `lifetime_s` 
 JOB_SCOPE: Final = "job:"  # and the job's name: for clients that know scopes and no authorization_details
 AUTH_METHODS: Final = ("client_secret_basic", "client_secret_post", "private_key_jwt")
 _GRANT: Final = frozenset(("type", "actions", "jobs", "params", "params_sha256"))
+# What /v1/tokens takes, or a grant: whoever says it here would get a token that does more.
+_ELSEWHERE: Final = frozenset(("bound_to", "class", "jobs", "params", "params_sha256", "reference", "token_class"))
 # Why a well-formed request is for more than the client may have; by any other code, nobody could have it.
 _TOO_MUCH: Final = frozenset((*(each.code for each in DENIALS), "scope_too_broad", "ttl_too_long", "identity_disabled"))
 
@@ -156,7 +158,12 @@ def _error_of(denial: str, grant_type: str) -> ErrorCode:
 
 
 def _wanted(service: Service, form: Form) -> Wanted:
-    """Parameters that are not known are ignored (RFC 6749 section 3.2)."""
+    """Parameters that are not known are ignored (RFC 6749 section 3.2), but not what would have narrowed the token."""
+    elsewhere = _ELSEWHERE & form.keys()
+    if elsewhere:
+        raise OAuthError(
+            "invalid_request", f"{min(elsewhere)} is not taken here: see authorization_details, /v1/tokens"
+        )
     audience = service.settings.audience
     if not {form.get("audience", audience), form.get("resource", audience)} <= {audience}:
         raise OAuthError("invalid_target", f"tokens of this deployment are for {audience}")
@@ -170,7 +177,7 @@ def _wanted(service: Service, form: Form) -> Wanted:
     jobs = grant.get("jobs", _jobs_of(form.get("scope", "")))
     return Wanted(
         tuple(jobs), "many" if uses == "many" else "once", int(lifetime), form.get("subject"), grant.get("params", {}),
-        grant.get("params_sha256"), form.get("idempotency_key"),
+        grant.get("params_sha256"), form.get("idempotency_key"), shorter_will_do="lifetime_s" not in form,
     )  # fmt: skip
 
 

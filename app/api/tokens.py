@@ -108,7 +108,8 @@ async def _asked(service: Service, request: Request[Any, Any, Any], kind: type[T
     """The client, and the body as one of our types; a member that is unknown or of another type is refused."""
     headers = headers_of(request.scope)
     # The body first, which may take its time: who has proved to be somebody is judged as it is at the end of it.
-    members = await object_of(headers, request.receive, service.settings.serve.body_max_bytes)
+    with service.bodies.counted(request.receive) as receive:
+        members = await object_of(headers, receive, service.settings.serve.body_max_bytes)
     client = await client_of(service, request, headers)
     return client, _of_type(members, kind)
 

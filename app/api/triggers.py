@@ -33,6 +33,8 @@ def routes(service: Service) -> list[HTTPRouteHandler]:
 
     @post(PATH, opt=described.operation(described.POST_TRIGGER))
     async def trigger(request: Request[Any, Any, Any]) -> ASGIResponse:
+        if request.scope["raw_path"] != PATH.encode():  # of a job without a name, which routing takes for none
+            raise Problem("not_found")
         return await _trigger(service, request, None)
 
     @post(PATH + "/{job:path}", opt=described.operation(described.POST_TRIGGER_FOR_JOB))

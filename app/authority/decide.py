@@ -155,6 +155,16 @@ def may_issue(
     return Allowed(identity.name, tuple(dict.fromkeys(allowing)))
 
 
+def fitting_lifetime_s(identity: Identity, roles: Mapping[str, Role], request: IssueRequest) -> int | None:
+    """The lifetime asked for, or the longest below it with which the same may be issued; None: with none."""
+    asked_s = request.lifetime_s or 0
+    caps = {entry.max_lifetime_s for name in identity.roles if name in roles for entry in roles[name].allow}
+    for lifetime_s in sorted({min(asked_s, cap) for cap in caps}, reverse=True):
+        if isinstance(may_issue(identity, roles, msgspec.structs.replace(request, lifetime_s=lifetime_s)), Allowed):
+            return lifetime_s
+    return None
+
+
 def _unfit(identity: Identity, request: IssueRequest, platforms: Collection[str]) -> Denied | None:
     """Whether nobody of this kind could have such a token, whatever their roles."""
     kind = _KIND_FOR.get(request.token_class, identity.kind)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from app.authority.decide import Allowed, Denied, IssueRequest, may_issue
+from app.authority.decide import Allowed, Denied, IssueRequest, fitting_lifetime_s, may_issue
 from app.authority.records import Record, Via, issue_denied, issued
 from app.authority.rights import Client, Rights
 from app.gate.claims import BoundTo, Parent, Uses
@@ -45,6 +45,7 @@ class Wanted(NamedTuple):
     bind_to: str | None = None  # the registry's key of an object: looked up once it may be issued
     token_class: TokenClass = "trigger"  # noqa: S105 - a class
     org_id: str | None = None  # None: that of who asks
+    shorter_will_do: bool = False  # nobody said how long it must live
 
     def request(self, subject: str, org_id: str, left_s: int | None = None) -> IssueRequest:
         """The part of it that rights are about, asked for by this subject."""
@@ -102,6 +103,10 @@ class Issuer:
         """
         identity = client.identity
         request = self._request(client, wanted)
+        if wanted.shorter_will_do:
+            lifetime_s = fitting_lifetime_s(identity, rights.roles, request) or wanted.lifetime_s
+            wanted = wanted._replace(lifetime_s=lifetime_s)
+            request = self._request(client, wanted)
         allowed = _judged(client, rights, request, current)
         if isinstance(allowed, Denied):
             return await self.deny(allowed, request, identity.name)

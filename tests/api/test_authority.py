@@ -19,6 +19,7 @@ from tests.cli.program import tollgate
 from tests.support import reader
 from tests.support.doors import PLAIN, Emitter
 from tests.support.issuer import JOB
+from tests.support.jose import claims_of
 
 pytestmark = pytest.mark.broker
 ISSUER = "https://issuer.localhost"
@@ -441,3 +442,28 @@ def test_a_token_is_exchanged_for_one_that_says_who_acts_for_whom_and_never_for_
     assert error(exchanged(stranger, handed)) == (400, "invalid_request", "subject_not_granted")
     issued = [each for each in authority.issuance(agent[0]) if each["event"] == "issued"]
     assert (issued[-1]["identity"], issued[-1]["subject"]) == (agent[0], owner[0])
+
+
+def test_a_client_that_says_no_lifetime_gets_what_its_role_allows(authority: Authority) -> None:
+    client = authority.identity()
+    assert claims_lifetime(authority.token(client)) == 300
+    role = client[0].replace("svc:", "r")
+    authority.apply("policy", f'[roles.{role}]\nallow = [{{ jobs = ["{JOB}"], max_lifetime_s = 60 }}]\n')
+    deadline = time.monotonic() + 10
+    while claims_lifetime(authority.token(client)) != 60:  # not there yet
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    asked = authority.ask(client, scope=f"job:{JOB}", lifetime_s="300")
+    assert error(asked) == (400, "invalid_scope", "lifetime_not_granted")
+
+
+def claims_lifetime(token: str) -> int:
+    claims = claims_of(token)
+    return int(claims["exp"] - claims["iat"])
+
+
+@pytest.mark.parametrize("name", ["bound_to", "class", "params", "reference"])
+def test_what_would_have_narrowed_a_token_is_not_passed_over(authority: Authority, name: str) -> None:
+    client = authority.identity()
+    authority.token(client)  # it is there
+    assert error(authority.ask(client, scope=f"job:{JOB}", **{name: "x"}))[:2] == (400, "invalid_request")

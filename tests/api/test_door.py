@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import time
@@ -107,6 +108,21 @@ def test_a_body_as_large_as_the_limit_is_read_and_a_byte_more_is_not(client: htt
     frame = len(b'{"a":""}')
     assert post(client, b'{"a":"%s"}' % (b"x" * (BODY_MAX - frame))) == (503, "kafka_unavailable")
     assert post(client, b'{"a":"%s"}' % (b"x" * (BODY_MAX - frame + 1))) == (413, "record_too_large")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/v1/triggers/", "//v1/triggers/reports/nightly", "/v1//triggers/reports/nightly", "/v1%2ftriggers/reports/nightly",
+     "/%76%31/triggers/reports/nightly", "/oauth//token", "/v1/triggers//", "/v1/triggers/%2f"],
+)  # fmt: skip
+def test_a_path_that_is_spelled_otherwise_is_none(door: Closed, target: str) -> None:
+    """Who lets some paths through, a proxy, and who routes them must not read them in two ways."""
+    host, _, port = door.public_at.partition(":")
+    with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as wire:
+        # Raw: a client of its own would mend it.
+        wire.request("POST", target, b"{}", {"Authorization": "Bearer x.e30.y", "Content-Type": "application/json"})
+        answer = wire.getresponse()
+        assert (answer.status, json.loads(answer.read())["reason"]) == (404, "not_found")
 
 
 def test_a_body_without_a_stated_length_has_the_same_limit(client: httpx.Client) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.authority.decide import DENIALS, Allowed, Denied, IssueRequest, may_issue, unauthenticated
+from app.authority.decide import DENIALS, Allowed, Denied, IssueRequest, fitting_lifetime_s, may_issue, unauthenticated
 from app.authority.identities import Identity
 from app.authority.roles import Allow, Deny, Role, role_from_record, role_key
 from app.gate.reasons import BY_CODE
@@ -140,6 +140,19 @@ def test_a_subject_of_another_s_only_where_a_role_says_so():
     asked = ask(subject="svc:device-7")
     assert code(may_issue(CI, with_({"subjects": ("svc:device-*",)}), asked)) == "allowed"
     assert code(may_issue(CI, with_({"subjects": ("svc:other-*",)}), asked)) == "subject_not_granted"
+
+
+@pytest.mark.parametrize(
+    ("caps", "asked_s", "found_s"), [((60,), 300, 60), ((3_600,), 300, 300), ((60, 200), 300, 200), ((), 300, None)]
+)
+def test_who_does_not_say_how_long_gets_as_long_as_a_role_allows(
+    caps: tuple[int, ...], asked_s: int, found_s: int | None
+) -> None:
+    allow = tuple(Allow(("deploy-*",), max_lifetime_s=cap) for cap in caps)
+    # Another job's entry is not this one's.
+    others = (Allow(("reports/*",), max_lifetime_s=250),)
+    role = Role("deployer", 1, (*allow, *others))
+    assert fitting_lifetime_s(CI, roles(role), ask(lifetime_s=asked_s)) == found_s
 
 
 def test_a_subject_of_another_s_may_be_one_that_it_was_handed_a_token_of():
