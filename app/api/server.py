@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from app.stream.topic_check import Deployment
 HEAD_TIMEOUT_S: Final = 10.0  # from a request's first byte, or the connection's begin, to the end of its headers
 REST_TIMEOUT_S: Final = 10.0  # for the rest of a body that was answered before its end
 IDLE_TIMEOUT_S: Final = 75
+LOOK_EVERY_S: Final = 0.5  # how late a connection's end in time may be: a timer for each step costs every request
 UNREAD_TIMEOUT_S: Final = 60.0  # for who is answered to read what no buffer takes any more
 BACKLOG: Final = 2_048
 NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
@@ -177,12 +179,13 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             super().connection_made(transport)
             self._in_head = False
             self._body_over = True
-            self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
             self._unread: asyncio.TimerHandle | None = None
+            self._end_in(HEAD_TIMEOUT_S)
+            self._look()
             self._go_on()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._deadline.cancel()
+            self._looking.cancel()
             self._end_of_unread()
             super().connection_lost(exc)
 
@@ -198,7 +201,7 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
                 super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            self._deadline.cancel()
+            self._end_s = math.inf
             self._in_head = self._body_over = False
             self._go_on()
             super().on_headers_complete()
@@ -235,11 +238,12 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             self._came_bytes, self._went_on = 0, True
 
         def _end_in(self, timeout_s: float) -> None:
-            self._deadline.cancel()
-            self._deadline = self.loop.call_later(timeout_s, self._give_up)
+            self._end_s = self.loop.time() + timeout_s
 
-        def _give_up(self) -> None:
-            if self.transport.get_write_buffer_size():
+        def _look(self) -> None:
+            if self.loop.time() < self._end_s:
+                self._looking = self.loop.call_later(LOOK_EVERY_S, self._look)
+            elif self.transport.get_write_buffer_size():
                 self.transport.abort()  # closed, it would wait for its reader
             elif not self.transport.is_closing():
                 self.transport.close()
@@ -266,6 +270,7 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
                 body = problem.body()
                 head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
                 self.transport.write(STATUS_LINE[problem.status] + head.encode() + body)
+            self._end_in(REST_TIMEOUT_S)
             self.transport.close()
 
     return Guarded
