@@ -46,8 +46,8 @@ class Presented(NamedTuple):
 class Clients:
     """Authenticates clients for one process."""
 
-    def __init__(self, rights: Rights, issuer: str, audiences: frozenset[str], grace_s: int) -> None:
-        self._rights, self._issuer, self._audiences, self._grace_s = rights, issuer, audiences, grace_s
+    def __init__(self, rights: Rights, issuer: str, public_url: str | None, grace_s: int) -> None:
+        self._rights, self._issuer, self._public_url, self._grace_s = rights, issuer, public_url, grace_s
         self._failures: OrderedDict[tuple[str, str, str], deque[float]] = OrderedDict()
         self._shown: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._shown_by: Counter[str] = Counter()
@@ -78,7 +78,7 @@ class Clients:
         now_s = int(time.time())
         if presented.unverified_assertion is not None:
             proven = check_assertion(identity, presented.unverified_assertion, audiences, now_s, self._grace_s)
-            if proven is None or identity is None or self._was_shown(identity.name, proven.jti, proven.exp, now_s):
+            if proven is None or identity is None or self._was_shown(identity.name, proven.jti, proven.ends_s, now_s):
                 return None
             return None if identity.disabled else Client(identity, proven.credential_id)
         credential = check_secret(identity, presented.unverified_secret or "", now_s)
@@ -87,9 +87,11 @@ class Clients:
         return Client(identity, credential.id)
 
     def _named_at(self, scope: HTTPScope) -> frozenset[str]:
-        """What an assertion may be for: what is configured, and to a client on this machine where it has reached us."""
-        own = own_address(scope)
-        return self._audiences if own is None else self._audiences | {own, own + TOKEN}
+        """What an assertion may be for: the issuer, and the door, its token endpoint and the one it is shown to (RFC
+        7523 section 3), at the public URL and, to a client on this machine, where it has reached us.
+        """
+        bases = {base for base in (self._public_url, own_address(scope)) if base is not None}
+        return frozenset({self._issuer, *bases, *(base + path for base in bases for path in (TOKEN, scope["path"]))})
 
     def _failed(self, address: str, presented: Presented) -> int:
         """Count a failure; how many seconds to wait, where there were too many before it."""

@@ -11,7 +11,7 @@ from app.api.issuing import Issuing
 from app.api.keys import PublicKeys
 from app.api.publisher import Publisher
 from app.api.receipts import Receipts
-from app.api.requests import TOKEN, Bodies
+from app.api.requests import Bodies
 from app.api.search import Search
 from app.api.used import Used
 from app.authority.rights import Rights
@@ -35,8 +35,7 @@ class Service:
         self.publisher = Publisher(settings)
         self.receipts = Receipts(cluster, Topic.RECEIPTS.named(prefix), found.lanes, settings.serve.receipts_kept)
         self.search = Search(self.receipts, Topic.TRIGGERS.named(prefix))
-        named = {settings.issuer.issuer} | ({serve.public_url, serve.public_url + TOKEN} if serve.public_url else set())
-        self.clients = Clients(rights, settings.issuer.issuer, frozenset(named), settings.gate.grace_s)
+        self.clients = Clients(rights, settings.issuer.issuer, serve.public_url, settings.gate.grace_s)
         self.clients.complaint = tables.complaint
         self.issuing = Issuing(settings, cluster, tables, rights) if serve.issues else None
         self.clients.on_failure = self.issuing.unauthenticated if self.issuing is not None else None

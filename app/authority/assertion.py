@@ -17,7 +17,7 @@ from app.gate.keyset import EDDSA, ES256, VerificationKey, eddsa_key, es256_key
 from app.gate.reasons import Rejected
 from app.gate.strict_json import JSONRefused, loads_object
 
-LIFETIME_MAX_S: Final = 300
+LIFETIME_MAX_S: Final = 300  # from its iat, however much later its exp is: libraries say an hour
 TYPES: Final = (None, "JWT", "client-authentication+jwt")
 
 
@@ -26,7 +26,7 @@ class Proven(NamedTuple):
 
     credential_id: str
     jti: str
-    exp: int  # seconds
+    ends_s: int  # from then on it holds no more
 
 
 def named_by(unverified_assertion: str) -> tuple[str, str]:
@@ -78,11 +78,12 @@ def _proven(
         return None
     if not (type(exp) is int and type(iat) is int and type(nbf) is int):
         return None
-    if not (now_s - grace_s < exp <= now_s + LIFETIME_MAX_S + grace_s and max(iat, nbf) <= now_s + grace_s):
+    ends_s = min(exp, iat + LIFETIME_MAX_S) if "iat" in claims else exp
+    if not (now_s - grace_s < ends_s <= now_s + LIFETIME_MAX_S + grace_s and max(iat, nbf) <= now_s + grace_s):
         return None
     if type(jti) is not str or not 0 < len(jti) <= limits.JTI_MAX_CHARACTERS:
         return None
-    return Proven(kid, jti, exp)
+    return Proven(kid, jti, ends_s)
 
 
 def _audience(aud: Any) -> str | None:

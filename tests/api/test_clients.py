@@ -38,7 +38,7 @@ def basic(name: str, secret: str) -> dict[str, str]:
 def known() -> Clients:
     identity = Identity("svc:ci", 1, "service", ISSUER, "acme", credentials=(keep_secret(SECRET, bytes(16), 0),))
     rights = Rights.of({identity_key("svc:ci"): msgspec.json.encode(identity)})
-    return Clients(rights, ISSUER, frozenset({ISSUER}), 60)
+    return Clients(rights, ISSUER, None, 60)
 
 
 async def told(known: Clients, headers: dict[str, str], asking: Any = None, **form: str) -> str | tuple[int, str, str]:
@@ -181,12 +181,12 @@ async def test_a_refusal_costs_one_hash_whether_or_not_the_client_exists(
     ("reached", "audiences"),
     [
         ("192.0.2.9", {ISSUER}),
-        ("127.0.0.1", {ISSUER, "http://127.0.0.1:8080", "http://127.0.0.1:8080/oauth/token"}),
-        ("::1", {ISSUER, "http://[::1]:8080", "http://[::1]:8080/oauth/token"}),
+        ("127.0.0.1", {ISSUER, *(f"http://127.0.0.1:8080{path}" for path in ("", "/oauth/token", "/oauth/revoke"))}),
+        ("::1", {ISSUER, *(f"http://[::1]:8080{path}" for path in ("", "/oauth/token", "/oauth/revoke"))}),
     ],
 )
 def test_an_assertion_may_be_for_where_a_client_of_this_machine_has_reached_us(
     known: Clients, reached: str, audiences: set[str]
 ) -> None:
     asking: Any = Asking(reached=reached)
-    assert known._named_at(asking.scope) == audiences
+    assert known._named_at(asking.scope | {"path": "/oauth/revoke"}) == audiences

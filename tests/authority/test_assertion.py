@@ -41,6 +41,14 @@ def test_a_good_assertion_proves_its_client():
     assert checked(assertion({"typ": ABSENT}, aud=[AUDIENCE], iat=ABSENT)) is not None
 
 
+def test_an_assertion_that_lives_too_long_holds_for_its_first_minutes():
+    long = assertion(exp=NOW_S + 3_600, iat=NOW_S)
+    assert checked(long) == Proven("k1", "a1", NOW_S + LIFETIME_MAX_S)
+    assert checked(long, now_s=NOW_S + LIFETIME_MAX_S + 59) is not None
+    assert checked(long, now_s=NOW_S + LIFETIME_MAX_S + 60) is None
+    assert checked(assertion(exp=NOW_S + 30, iat=NOW_S - 3_600)) is None
+
+
 def test_an_assertion_is_told_from_a_token_by_its_typ():
     for typ in (ABSENT, "JWT", "client-authentication+jwt"):
         assert is_assertion(assertion({"typ": typ}))
@@ -54,7 +62,7 @@ def test_an_assertion_is_told_from_a_token_by_its_typ():
     [
         {"iss": "svc:other"}, {"sub": "svc:other"}, {"sub": ABSENT}, {"aud": "https://elsewhere"}, {"aud": ABSENT},
         {"aud": [AUDIENCE, "https://elsewhere"]}, {"aud": None}, {"exp": ABSENT}, {"exp": NOW_S - 60}, {"exp": True},
-        {"exp": float(NOW_S + 60)}, {"exp": NOW_S + LIFETIME_MAX_S + 61}, {"iat": NOW_S + 61}, {"nbf": NOW_S + 61},
+        {"exp": float(NOW_S + 60)}, {"exp": NOW_S + LIFETIME_MAX_S + 61, "iat": ABSENT}, {"iat": NOW_S + 61}, {"nbf": NOW_S + 61},
         {"iat": "now"}, {"jti": ABSENT}, {"jti": ""}, {"jti": "x" * 129}, {"jti": 7},
     ],
 )  # fmt: skip
