@@ -117,7 +117,7 @@ def rotate(
     lost = None
     if text is not None and secret_file is not None:
         try:
-            write_atomically(secret_file, text.encode() + b"\n", 0o600)
+            write_atomically(secret_file, text.encode(), 0o600)  # no newline: programs read such files as they are
         except OSError as error:
             lost = f"{secret_file}: {error.strerror}; the new secret is lost: rotate again"
     if revoke_tokens:

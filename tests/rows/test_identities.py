@@ -174,7 +174,8 @@ def test_a_secret_is_shown_once_and_stands_in_no_topic(world, name, tmp_path):
     identity, file = f"svc:{name}", tmp_path / "secret"
     new_identity(world, identity, name)
     done = world.tollgate("identities", "rotate", identity, "--secret-file", str(file))
-    secret = file.read_text().strip()
+    secret = file.read_text()
+    assert secret == secret.strip()  # who sends the file sends the secret
     assert done.stdout == ""
     assert secret not in done.stderr
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
