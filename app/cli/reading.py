@@ -99,6 +99,9 @@ class Reader:
                 if wait_ms < 0:
                     return
             fetched = await self._consumer.getmany(timeout_ms=wait_ms, max_records=BATCH_RECORDS_MAX)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # which its wait_for may swallow (Python 3.11)
+                raise asyncio.CancelledError
             for place, records in fetched.items():
                 end = None if window.follow else self._ends[place]
                 yield [
