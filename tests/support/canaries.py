@@ -16,11 +16,13 @@ from urllib.parse import unquote_to_bytes
 
 _NO_MORE: Final = rb"(?![A-Za-z0-9_-])"
 _BEGINS: Final = rb"(?<![A-Za-z0-9_-])"
+_NO_JSON: Final = rb"(?!eyJ)"  # a header or claims, by its place or length taken for a signature: no secret
 _KINDS: Final = {
     "handle": re.compile(_BEGINS + rb"ref:([A-Za-z0-9_-]{43})" + _NO_MORE),
     "client secret": re.compile(_BEGINS + rb"tgs_[0-9a-f]{16}_([A-Za-z0-9_-]{43})" + _NO_MORE),
-    "token": re.compile(_BEGINS + rb"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.([A-Za-z0-9_-]{43,})"),
-    "signature": re.compile(_BEGINS + rb"([A-Za-z0-9_-]{86})" + _NO_MORE),  # of ES256 and EdDSA, whatever is before it
+    "token": re.compile(_BEGINS + rb"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.(" + _NO_JSON + rb"[A-Za-z0-9_-]{43,})"),
+    # Of ES256 and EdDSA, whatever is before it.
+    "signature": re.compile(_BEGINS + rb"(" + _NO_JSON + rb"[A-Za-z0-9_-]{86})" + _NO_MORE),
 }
 _BASIC: Final = re.compile(rb"Basic ([A-Za-z0-9+/=]{40,})")
 _LETTERS_MIN: Final = 8  # fewer different ones are made by hand: `ref:AAAA…` is nobody's, and 32 zeros are anybody's
