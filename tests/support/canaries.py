@@ -16,14 +16,14 @@ from urllib.parse import unquote_to_bytes
 
 _NO_MORE: Final = rb"(?![A-Za-z0-9_-])"
 _BEGINS: Final = rb"(?<![A-Za-z0-9_-])"
-_NO_JSON: Final = rb"(?!eyJ)"  # a header or claims, by its place or length taken for a signature: no secret
 _KINDS: Final = {
     "handle": re.compile(_BEGINS + rb"ref:([A-Za-z0-9_-]{43})" + _NO_MORE),
     "client secret": re.compile(_BEGINS + rb"tgs_[0-9a-f]{16}_([A-Za-z0-9_-]{43})" + _NO_MORE),
-    "token": re.compile(_BEGINS + rb"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.(" + _NO_JSON + rb"[A-Za-z0-9_-]{43,})"),
-    # Of ES256 and EdDSA, whatever is before it.
-    "signature": re.compile(_BEGINS + rb"(" + _NO_JSON + rb"[A-Za-z0-9_-]{86})" + _NO_MORE),
+    "token": re.compile(_BEGINS + rb"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.([A-Za-z0-9_-]{43,})"),
+    "signature": re.compile(_BEGINS + rb"([A-Za-z0-9_-]{86})" + _NO_MORE),  # of ES256 and EdDSA, whatever is before it
 }
+_JWS: Final = re.compile(rb"(eyJ[A-Za-z0-9_-]*)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_GRANT: Final = b'"grant+jwt"'
 _BASIC: Final = re.compile(rb"Basic ([A-Za-z0-9+/=]{40,})")
 _LETTERS_MIN: Final = 8  # fewer different ones are made by hand: `ref:AAAA…` is nobody's, and 32 zeros are anybody's
 _WINDOW_BYTES: Final = 20
@@ -60,8 +60,9 @@ class Canaries:
         for text in texts:
             data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text or b""
             for each in (data, unquote_to_bytes(data) if b"%" in data else b"", *_of_basic(data)):
+                told = _JWS.sub(_unless_grant, each)
                 for kind, pattern in _KINDS.items():
-                    for secret in pattern.findall(each):
+                    for secret in pattern.findall(told):
                         self._keep(secret, kind)
 
     def found_in(self, data: bytes) -> list[str]:
@@ -83,6 +84,8 @@ class Canaries:
     def _keep(self, secret: bytes, kind: str) -> None:
         if secret in self._kinds or len(set(secret)) < _LETTERS_MIN:
             return
+        if kind in {"token", "signature"} and _decoded(secret).isascii():
+            return  # a header or claims, which by their place or length are taken for one: said in clear elsewhere
         self._kinds[secret] = kind
         for form in _forms(secret):
             self._forms[form] = secret
@@ -100,9 +103,18 @@ def of_record(record: Record) -> bytes:
     return b"\n".join(parts)
 
 
+def _unless_grant(jws: re.Match[bytes]) -> bytes:
+    """What stands on `grants` for who reads it is no secret, and no token to whoever presents it."""
+    return b"" if _GRANT in _decoded(jws[1]) else jws[0]
+
+
+def _decoded(secret: bytes) -> bytes:
+    """The bytes it stands for; of what is no base64url, itself."""
+    return base64.urlsafe_b64decode(secret + b"=" * (-len(secret) % 4)) if len(secret) % 4 != 1 else secret
+
+
 def _forms(secret: bytes) -> Iterator[bytes]:
-    raw = base64.urlsafe_b64decode(secret + b"=" * (-len(secret) % 4)) if len(secret) % 4 != 1 else secret
-    for data in (secret, raw):
+    for data in (secret, _decoded(secret)):
         yield data
         yield data.hex().encode()
         yield data.hex().upper().encode()
