@@ -234,7 +234,12 @@ def test_no_token_presented_stands_on_any_other_topic_in_a_log_or_in_the_metrics
                 places[f"metrics at {port}"] = [answer.read()]
     leaks = canaries.leaks(places)
     # What attacks put in a signature's place is of any length, and may be claims or headers: a signature is of its own.
-    real = {place: [each for each in found if not each.startswith("token ")] for place, found in leaks.items()}
+    # And what is presented in a test as the signature of a grant stands on `grants`, in clear.
+    made_up = {"grants": ("token ", "signature ")}
+    real = {
+        place: [each for each in found if not each.startswith(made_up.get(place, ("token ",)))]
+        for place, found in leaks.items()
+    }
     assert {place: found for place, found in real.items() if found} == {}
 
 
