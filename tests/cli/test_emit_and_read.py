@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from app.cli import doctor
+from app.cli.checks import gates
 from app.gate.reasons import BY_CODE
 from app.gate.records import Checkpoint
 from app.stream.inspection import FoundCheckpoint
@@ -250,17 +250,17 @@ def test_the_doctor_tells_of_triggers_that_nobody_decides(broker: str, prefix: s
 def test_the_doctor_tells_a_lane_that_decides_nothing_from_one_at_work(
     monkeypatch: pytest.MonkeyPatch, moved: int, written_anew: bool, age_s: int, still: bool
 ) -> None:
-    monkeypatch.setattr(doctor, "MOVES_WITHIN_S", 0.2)
-    monkeypatch.setattr(doctor, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(gates, "MOVES_WITHIN_S", 0.2)
+    monkeypatch.setattr(gates, "LOOK_EVERY_S", 0.05)
     at_ms = int((time.time() - age_s) * 1_000)
 
     def one(triggers_offset: int, appended_at_ms: int) -> FoundCheckpoint:
         return FoundCheckpoint(Checkpoint(3, 4, "birth", 1, triggers_offset, 1, at_ms, ""), appended_at_ms)
 
     before, after = one(10, at_ms), one(10 + moved, at_ms + written_anew)
-    found = doctor._standing_still(lambda _: {3: after}, {3: 7}, {3: before})
+    found = gates.standing_still(lambda _: {3: after}, {3: 7}, {3: before})
     assert found == ({3} if still else set())
-    row = doctor._lag({3: 7}, found, gates=True)
+    row = gates.lag_of({3: 7}, found, gates=True)
     assert row.verdict == ("bad" if still else "ok")
     assert ("in lane(s) 3" in row.found) == still
 

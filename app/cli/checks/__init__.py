@@ -1,0 +1,1 @@
+"""What `tollgate doctor` looks at, each as rows of findings."""
