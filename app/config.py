@@ -150,6 +150,9 @@ class Serve(Section, frozen=True):
     reuse_port: Annotated[bool, about("several instances listen on one port of one machine")] = False
     internal_host: Annotated[str, about("of the internal listener: probes, metrics, internal keys")] = "127.0.0.1"
     internal_port: Annotated[int, about("of the internal listener", ge=0, le=65_535)] = 8081
+    connections_max: Annotated[
+        int, about("open at once at one listener; fewer where the process may not have as many files", ge=1, le=100_000)
+    ] = 4_000
     body_max_bytes: Annotated[int, about(ge=1_024, le=1_000_000)] = 1_000_000
     bodies_max_bytes: Annotated[
         int, about("of large bodies being read, or on their way to Kafka; beyond, 503", ge=1_000_000, le=1 << 40)
@@ -163,6 +166,9 @@ class Serve(Section, frozen=True):
     client_requests_per_s: Annotated[
         int, about("of one identity at one door, that leave a record; in a burst, five times as many", ge=1, le=100_000)
     ] = 100
+    client_tokens_max: Annotated[
+        int, about("issued to one identity by any door and not expired; at more, 429", ge=1, le=100_000_000)
+    ] = 100_000
     stop_timeout_s: Annotated[int, about("for requests under way when told to stop", ge=1, le=300)] = 10
 
 

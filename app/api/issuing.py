@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from app.api.problems import Problem
 from app.api.producing import Producer
 from app.authority.decide import Denied, IssueRequest, unauthenticated
 from app.authority.records import Issued, Record
-from app.authority.revoking import record_of, revocation
+from app.authority.revoking import record_of, revocation, shown
 from app.authority.rights import Rights
 from app.config import Settings
 from app.gate import limits
@@ -40,6 +41,7 @@ __all__ = ["Issuing", "Refusals", "Wanted"]
 TAKE_RECORDS: Final = 5_000
 TAKE_BYTES: Final = 16 << 20
 STALLED_S: Final = 60.0  # at the start, without anything read
+SWEEP_EVERY_S: Final = 60
 REFUSALS_AT_ONCE: Final = 20  # records of clients that proved nothing, and then
 REFUSAL_EVERY_S: Final = 5  # one in so many seconds, which tells of the others
 _REFUSED: Final = b'"event":"issue_denied"}'
@@ -75,6 +77,7 @@ class Issuing:
         self.follower = Follower()
         self._live: dict[str, Issued] = {}  # by jti
         self._live_of: dict[str, dict[str, Issued]] = {}  # by identity and by subject, then by jti
+        self._issued_to: Counter[str] = Counter()  # how many of them, by identity
         self._swept_s = 0
         self._refusals, self._pace = Refusals(), Pace(settings.serve.client_requests_per_s)
 
@@ -131,16 +134,25 @@ class Issuing:
             return
         now_s = int(time.time())
         if record.event == "issued" and record.expires_at_s + self._settings.gate.grace_s > now_s:
+            self._issued_to[record.identity] += record.jti not in self._live
             self._live[record.jti] = record
             for name in (record.identity, record.subject):
                 self._live_of.setdefault(name, {})[record.jti] = record
-        if now_s - self._swept_s > 60:
-            self._swept_s = now_s
-            dead = [jti for jti, each in self._live.items() if each.expires_at_s + self._settings.gate.grace_s <= now_s]
-            for jti in dead:
-                self._forget(self._live.pop(jti))
+        self._sweep(now_s)
+
+    def _sweep(self, now_s: int) -> None:
+        """What expired is let go, now and then."""
+        if now_s - self._swept_s <= SWEEP_EVERY_S:
+            return
+        self._swept_s = now_s
+        dead = [jti for jti, each in self._live.items() if each.expires_at_s + self._settings.gate.grace_s <= now_s]
+        for jti in dead:
+            self._forget(self._live.pop(jti))
 
     def _forget(self, record: Issued) -> None:
+        self._issued_to[record.identity] -= 1
+        if not self._issued_to[record.identity]:
+            del self._issued_to[record.identity]
         for name in {record.identity, record.subject}:
             self._live_of[name].pop(record.jti, None)
             if not self._live_of[name]:
@@ -169,9 +181,13 @@ class Issuing:
 
     async def issue(self, client: Client, wanted: Wanted) -> Minted | Denied:
         """A token, once the cluster has its record; or the refusal, likewise. Raises Problem without Kafka or keys,
-        and where the client asks too fast.
+        and where the client asks too fast or has too many: each is kept in memory until it expires.
         """
-        self._pace.take(client.identity.name, time.monotonic())
+        name = client.identity.name
+        self._pace.take(name, time.monotonic())
+        self._sweep(int(time.time()))
+        if self._issued_to[name] >= self._settings.serve.client_tokens_max:
+            raise Problem("client_has_too_many")
         birth_id_of = self._tables.world.objects.get
         try:
             made = await self._issuer.issue(client, self.rights, wanted, birth_id_of, current=self._current)
@@ -222,8 +238,7 @@ class Issuing:
             entry = there
         else:
             await self._append(Topic.REVOCATIONS, [record_of(entry)])
-        told: dict[str, Any] = msgspec.to_builtins(entry)
-        return told
+        return shown(entry)
 
     async def _append(self, topic: Topic, records: Sequence[Record]) -> None:
         producer = self._producer.current

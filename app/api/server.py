@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ IDLE_TIMEOUT_S: Final = 75
 LOOK_EVERY_S: Final = 0.5  # how late a connection's end in time may be: a timer for each step costs every request
 UNREAD_TIMEOUT_S: Final = 60.0  # for who is answered to read what no buffer takes any more
 BACKLOG: Final = 2_048
+DESCRIPTORS_KEPT: Final = 200  # beside connections of clients: for Kafka, keys and the log
 NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
 
 
@@ -159,6 +161,18 @@ def _config(app: Any, serve: Serve, *, tls: bool) -> uvicorn.Config:
     return config
 
 
+def _connections_max(serve: Serve) -> int:
+    """Of one listener: as configured, or what the process may have descriptors for, so that Kafka is not out of reach
+    for want of one. Its own limit is raised as far as that is permitted.
+    """
+    wanted = 2 * serve.connections_max + DESCRIPTORS_KEPT
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < wanted:  # below 0: without limit
+        soft = wanted if hard < 0 else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return serve.connections_max if soft < 0 else max(1, (min(wanted, soft) - DESCRIPTORS_KEPT) // 2)
+
+
 class _Server(uvicorn.Server):
     """One of two in a process that has its own way to be told to stop."""
 
@@ -168,6 +182,8 @@ class _Server(uvicorn.Server):
 
 
 def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
+    connections_max = _connections_max(serve)
+
     class Guarded(HttpToolsProtocol):
         """uvicorn's, with limits on bytes and time where the application, which reads the body, sets none.
 
@@ -183,6 +199,8 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             self._end_in(HEAD_TIMEOUT_S)
             self._look()
             self._go_on()
+            if len(self.connections) > connections_max:
+                self._refuse(Problem("overloaded", "there are as many connections as may be"))
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._looking.cancel()
@@ -268,7 +286,8 @@ def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
             """To what is no request, and will never be one; while another waits for its answer, it would be that."""
             if self.cycle is None or self.cycle.response_complete:
                 body = problem.body()
-                head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                fields = {"content-type": MEDIA_TYPE, "content-length": len(body), **problem.headers}
+                head = "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "connection: close\r\n\r\n"
                 self.transport.write(STATUS_LINE[problem.status] + head.encode() + body)
             self._end_in(REST_TIMEOUT_S)
             self.transport.close()

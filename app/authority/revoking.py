@@ -5,7 +5,9 @@ One for the command line and for HTTP. Pure: no I/O, no clock.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from app.authority.identities import SECRET_PREFIX
 from app.authority.records import Record
@@ -14,6 +16,7 @@ from app.gate.redact import redact
 from app.gate.revocation import KEEP_FOR_EVER, Revocation, Selector, revocation_record
 
 REASON_MAX_CHARACTERS: Final = 160
+_WHOLE: Final = ("jti", "kid", "issuer")  # revoked with all that is, whenever it was issued
 
 
 def reason_fault(reason: str) -> str | None:
@@ -44,6 +47,12 @@ def revocation(
         issuer, selector, value, limits.NUMERIC_DATE_MAX_S if selector == "jti" else since_s, reason, by,
         KEEP_FOR_EVER if selector in {"kid", "issuer"} else dead_s,
     )  # fmt: skip
+
+
+def shown(entry: Revocation) -> dict[str, Any]:
+    """Its members for people and programs; `since_s` is None where tokens of any time are refused."""
+    members: dict[str, Any] = msgspec.to_builtins(entry)
+    return members | {"since_s": None} if entry.selector in _WHOLE else members
 
 
 def record_of(entry: Revocation) -> Record:

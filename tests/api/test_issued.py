@@ -28,6 +28,7 @@ from app.authority.identities import ClientSecret, Identity, keep_secret, secret
 from app.authority.records import Issued, issue_denied
 from app.authority.roles import Allow, Role
 from app.config import Settings
+from app.gate import limits
 from app.gate.claims import BoundTo, Uses
 from app.gate.idempotency import jti_identity, jti_scope, pack
 from app.gate.revocation import revocation_record
@@ -220,14 +221,33 @@ async def test_one_identity_has_no_more_written_than_it_may_and_no_other_waits_f
     assert isinstance(await made.issue(CLIENT, WANTED), Minted)
 
 
+async def test_one_identity_has_no_more_tokens_out_than_it_may_until_they_expire(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _, written = with_keys(tmp_path, monkeypatch, unconnected(tmp_path, client_tokens_max=2))
+    for value in (record("a"), record("a"), record("b", "svc:other", "svc:ci")):  # one of them to it
+        made._take(value)
+    assert isinstance(await made.issue(CLIENT, WANTED), Minted)
+    made._take(record("c"))
+    with pytest.raises(Problem) as raised:
+        await made.issue(CLIENT, WANTED)
+    assert (raised.value.status, raised.value.code) == (429, "client_has_too_many")
+    assert len(written) == 1
+    made._live = {jti: msgspec.structs.replace(each, expires_at_s=0) for jti, each in made._live.items()}
+    made._swept_s = 0
+    assert isinstance(await made.issue(CLIENT, WANTED), Minted)
+    assert not made._issued_to
+
+
 async def test_a_revocation_that_is_in_force_is_not_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _, written = with_keys(tmp_path, monkeypatch)
     ours, by = made._settings.issuer.issuer, "svc:ci"
     first = await made.revoke("jti", "a", by, "lost")
+    assert first["since_s"] is None  # one token is revoked whole
     made._tables.world.revocations.apply(*revocation_record(
-        ours, "jti", "a", **{name: first[name] for name in ("since_s", "reason", "by", "keep_until_s")}
+        ours, "jti", "a", since_s=limits.NUMERIC_DATE_MAX_S, **{n: first[n] for n in ("reason", "by", "keep_until_s")}
     ))  # fmt: skip
     assert await made.revoke("jti", "a", by, "again") == first
     assert len(written) == 1
@@ -236,7 +256,7 @@ async def test_a_revocation_that_is_in_force_is_not_written_again(
     made._tables.world.revocations.apply(
         *revocation_record(ours, "subject", by, since_s=int(time.time()), reason="", by=by, keep_until_s=0)
     )
-    await made.revoke("subject", by, by, "")
+    assert (await made.revoke("subject", by, by, ""))["since_s"] > time.time()
     assert len(written) == 3
 
 

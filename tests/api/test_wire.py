@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.api import server
+from app.config import Serve
 from tests.api.closed import Closed, closed_door, listening, unconnected
 from tests.api.test_caller import live, tables
 from tests.support.tokens import token
@@ -46,6 +48,43 @@ def answered(wire: socket.socket) -> bytes:
         head = b"".join(iter(reader.readline, b"\r\n")).lower()
         length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         return head + reader.read(length)
+
+
+def test_beyond_so_many_connections_the_next_is_told_to_come_again(tmp_path: Path) -> None:
+    asked = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    with closed_door(tmp_path, connections_max=2) as door:
+        with connected(door.public_at) as first, connected(door.public_at) as second:
+            first.sendall(asked)
+            assert answered(first).startswith(b"http/1.1 200 ")
+            with connected(door.public_at) as third:
+                told = answered(third)
+                assert told.startswith(b"http/1.1 503 ")
+                assert b"retry-after: 1\r\n" in told
+                assert b"overloaded" in told
+            second.sendall(asked)  # who was there stays
+            assert answered(second).startswith(b"http/1.1 200 ")
+        deadline = time.monotonic() + 10
+        told = b""
+        while not told.startswith(b"http/1.1 200 "):  # a place that was given back is seen a moment later
+            assert time.monotonic() < deadline
+            with connected(door.public_at) as again:
+                again.sendall(asked)
+                told = answered(again)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "asked", "raised", "given"),
+    [(1_024, 4_096, 100, None, 100), (1_024, 4_096, 1_000, 2_200, 1_000), (1_024, 1_024, 1_000, 1_024, 412),
+     (1_024, -1, 1_000, 2_200, 1_000), (-1, -1, 1_000, None, 1_000), (64, 64, 1_000, 64, 1)],
+)  # fmt: skip
+def test_connections_leave_descriptors_for_kafka(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, asked: int, raised: int | None, given: int
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    assert server._connections_max(Serve(connections_max=asked)) == given
+    assert limits == ([] if raised is None else [(raised, hard)])
 
 
 def takes(wire: socket.socket, more: bytes, count: int) -> bool:
