@@ -113,6 +113,7 @@ class Change(NamedTuple):
     action: Literal["created", "changed", "unchanged"]
     version: int
     record: bytes
+    absent: tuple[str, ...] = ()  # roles and a platform that it names and the registry has not
 
 
 # ── files ──
@@ -252,23 +253,38 @@ def plan(definitions: Iterable[Definition], present: Mapping[bytes, bytes]) -> l
     """What is to be written over what is there. Versions only grow; what is equal is left alone."""
     changes = []
     for definition in definitions:
+        absent = _absent(definition, present)
         old = present.get(definition.registry_key)
         if old is None:
-            changes.append(_change(definition, "created", FIRST_VERSION, _new_birth_id()))
+            changes.append(_change(definition, "created", FIRST_VERSION, _new_birth_id(), absent))
             continue
         version, birth_id = _version_of(old), birth_id_in(old)
         definition = definition.over(old)  # noqa: PLW2901 - the same, complete
         if birth_id and _same(old, definition.record(version, birth_id)):
-            changes.append(_change(definition, "unchanged", version, birth_id))
+            changes.append(_change(definition, "unchanged", version, birth_id, absent))
         else:
-            changes.append(_change(definition, "changed", version + 1, birth_id or _new_birth_id()))
+            changes.append(_change(definition, "changed", version + 1, birth_id or _new_birth_id(), absent))
     return changes
 
 
 def _change(
-    definition: Definition, action: Literal["created", "changed", "unchanged"], version: int, birth_id: str
+    definition: Definition,
+    action: Literal["created", "changed", "unchanged"],
+    version: int,
+    birth_id: str,
+    absent: tuple[str, ...],
 ) -> Change:
-    return Change(definition.kind, definition.name, action, version, definition.record(version, birth_id))
+    return Change(definition.kind, definition.name, action, version, definition.record(version, birth_id), absent)
+
+
+def _absent(definition: Definition, present: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """What an identity gets no token without: its roles may be written after it, and are asked for when it issues."""
+    if definition.kind != "identities":
+        return ()
+    platform = definition.members.get("platform")
+    named = [("role", role_key(name)) for name in definition.members["roles"]]
+    named += [("platform", platform_key(platform))] if platform else []
+    return tuple(f"{what} {key.decode().partition('/')[2]}" for what, key in named if key not in present)
 
 
 def _new_birth_id() -> str:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from app import config, registry
 from app.authority.identities import Identity, identity_from_record
-from app.authority.roles import Allow, Deny, Role, role_from_record
+from app.authority.platforms import platform_key
+from app.authority.roles import Allow, Deny, Role, role_from_record, role_key
 from app.cli import common, jobs, trust
 from app.gate.definitions import birth_id_in
 from app.gate.mapping import mapping_from_record
@@ -312,6 +313,14 @@ def test_applying_a_file_keeps_credentials_and_whether_an_identity_is_disabled(w
     (change, _) = plan(changed, present)
     made = identity_from_record(ci.registry_key, change.record)
     assert made == msgspec.structs.replace(held, version=5, roles=("reporter",))
+
+
+def test_what_an_identity_names_and_the_registry_has_not_is_told(write):
+    host = '[identities."host:h"]\nplatform = "vm"\nroles = ["deployer"]\n'
+    (made,) = read_definitions(write(host), "identities", defaults=OURS)
+    there = {role_key("deployer"): b"{}", platform_key("vm"): b"{}"}
+    told = [change.absent for present in ({}, there) for change in plan([made], present)]
+    assert told == [("role deployer", "platform vm"), ()]
 
 
 def test_an_identity_that_cannot_be_read_is_not_written_over(write):

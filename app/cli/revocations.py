@@ -141,7 +141,6 @@ def _rows(present: Present) -> list[dict[str, Any]]:
 
 
 def _row(entry: Revocation, now_s: int) -> dict[str, Any]:
-    import msgspec
+    from app.authority.revoking import shown
 
-    row: dict[str, Any] = msgspec.to_builtins(entry)
-    return row | {"outlived": entry.is_outlived(now_s)}
+    return shown(entry) | {"outlived": entry.is_outlived(now_s)}

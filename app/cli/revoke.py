@@ -72,9 +72,7 @@ def revoke(
 
     Example: tollgate token revoke --subject-prefix service:ci- --since 2h
     """
-    import msgspec
-
-    from app.authority.revoking import reason_fault
+    from app.authority.revoking import reason_fault, shown
     from app.gate.token import EVERY_CLASS
 
     settings = common.settings_of(bootstrap, prefix, issuer__issuer=issuer)
@@ -112,7 +110,7 @@ def revoke(
     since_s = given.moment_s("--since", since) if since is not None else None
     entry = entry_of(settings, iss, selector, value, reason, since_s=since_s)
     offset = common.run(write_revocations(settings, [entry]))[0]
-    common.print_object(msgspec.to_builtins(entry) | {"offset": offset}, output)
+    common.print_object(shown(entry) | {"offset": offset}, output)
 
 
 def _named_by(token: str, settings: Settings) -> tuple[str, str]:

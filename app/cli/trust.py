@@ -157,6 +157,12 @@ def _apply(
         for change in changes
     ]
     common.print_rows(rows, CHANGE_COLUMNS, output)
+    for change in changes:
+        for absent in change.absent:
+            common.say(
+                f"WARNING: {change.name} gets no token: the registry has no {absent}; `tollgate policy apply FILE` "
+                "writes one"
+            )
     if dry_run:
         common.say("nothing was written (--dry-run)")
 

@@ -139,6 +139,8 @@ def test_a_changed_policy_is_obeyed_by_the_next_issue(world, name):
     issue(world, identity, secret)
     world.tollgate("policy", "remove", f"roles.{name}")
     assert "role_unknown" in issue(world, identity, secret, code=NOT_ALLOWED)
+    said = world.apply("identities", f'[identities."{identity}"]\nroles = ["{name}"]\n')
+    assert f"WARNING: {identity} gets no token: the registry has no role {name}; " in said
 
 
 def test_tokens_by_the_thousand_have_each_its_record_before_any_is_shown(world, name):

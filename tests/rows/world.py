@@ -123,11 +123,11 @@ class World:
         """What a command prints, an object a line."""
         return [json.loads(line) for line in self.tollgate(*words, "-o", "jsonl", code=code).stdout.splitlines()]
 
-    def apply(self, kind: str, toml: str) -> None:
-        """`jobs apply` or `trust apply`. Gates follow within a second: `wait` for it."""
+    def apply(self, kind: str, toml: str) -> str:
+        """`jobs apply` or `trust apply`, and what it says. Gates follow within a second: `wait` for it."""
         file = self.directory / f"{kind}-{secrets.token_hex(4)}.toml"
         file.write_text(toml)
-        self.tollgate(kind, "apply", str(file))
+        return self.tollgate(kind, "apply", str(file)).stderr
 
     def issue(self, job: str = NIGHTLY, *words: str) -> str:
         """A token by `tollgate token issue`."""
