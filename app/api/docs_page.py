@@ -90,6 +90,8 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator
         body = operation["requestBody"]
         ((media, content),) = body["content"].items()
         yield f"<p>Body, {escape(media)}: {_schema(content['schema'])} {escape(body.get('description', ''))}</p>"
+        if "properties" in content["schema"]:  # a form's, which stands here alone
+            yield _table(("member", "", ""), _members(content["schema"]))
     answers = []
     for status, response in operation["responses"].items():
         schemas = [_schema(content["schema"]) for content in response.get("content", {}).values()]
@@ -115,6 +117,14 @@ def _reasons() -> list[tuple[str, ...]]:
 def _schema(schema: Mapping[str, Any]) -> str:
     name = schema.get("$ref", "").rpartition("/")[2] or schema.get("type", "")
     return f"<code>{escape(name)}</code>"
+
+
+def _members(schema: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for name, member in schema["properties"].items():
+        values = [member["const"]] if "const" in member else member.get("enum", [])
+        told = [member["description"]] if "description" in member else []
+        told += [" or ".join(values)] if values else []
+        yield name, "required" if name in schema["required"] else "", "; ".join(told)
 
 
 def _json(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from app.api import exchange, problems
+from app.api.receipts import EMITTER_STREAMS_MAX
 from app.gate import limits
 
 COMPONENTS: Final = "#/components/schemas/"
@@ -128,7 +129,7 @@ GET_STREAM: Final[Operation] = {
     "tags": ["receipts"],
     "summary": "Your receipts as they come (server-sent events)",
     "description": "Events `receipt`, whose data is a receipt; `gap` when Last-Event-ID lies too far back. "
-    "It ends when the token is no longer honoured.",
+    f"It ends when the token is no longer honoured. An emitter may have {EMITTER_STREAMS_MAX} open at once.",
     "security": [*_TOKEN, *_USER],
     "parameters": [_header("Last-Event-ID", "the id of the last event that was read: nothing after it is missed")],
     "responses": {

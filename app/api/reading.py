@@ -25,7 +25,7 @@ from app.api import operations as described
 from app.api.caller import Caller, identify
 from app.api.places import Places
 from app.api.problems import RETRY_AFTER_S, Problem
-from app.api.receipts import Receipts, Subscription, emitter_of
+from app.api.receipts import EMITTER_STREAMS_MAX, Receipts, Subscription, emitter_of
 from app.api.requests import answer, bearer_token, headers_of, object_of
 from app.api.service import Service
 from app.gate.explain import Explanation
@@ -38,7 +38,6 @@ READERS: Final = {**CLASSES, **USER_CLASSES}  # who emitted, and the person it e
 TRIGGER_ID: Final = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,17})")
 KEEP_ALIVE_S: Final = 15.0
 CHECK_EVERY_S: Final = 1.0  # whether the token is still honoured, and the reader still there
-EMITTER_STREAMS_MAX: Final = 20  # of one emitter at once, so that none takes all of serve.streams_max
 RESUME_MAX: Final = 500_000  # receipts, of everyone, between where a stream resumes and the end
 RESUME_TIMEOUT_S: Final = 60.0  # for one chunk of them
 RESUME_AT_ONCE, RESUME_OF_ONE, RESUME_LINE_MAX = 2, 1, EMITTER_STREAMS_MAX

@@ -23,6 +23,7 @@ from app.stream.log import require_read
 from app.stream.tail import KafkaTail
 
 TAKE_RECORDS: Final = 2_000  # of one lane at a time: others' answers are not kept waiting
+EMITTER_STREAMS_MAX: Final = 20  # of one emitter at once, so that none takes all of serve.streams_max
 TAKE_BYTES: Final = 8 << 20
 WAIT_S: Final = 0.5
 QUEUE_MAX: Final = 1_000  # receipts of one stream that its reader has not taken: then it is ended, and may resume
