@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import signal
 import threading
 import time
@@ -146,8 +147,18 @@ def test_keys_are_on_the_internal_listener_and_on_the_public_one_only_where_they
         assert httpx.get(f"{door.url}/.well-known/jwks.json").json() == inside.json()
 
 
+def _full(kafka: LocalKafka) -> None:
+    """No file of the broker grows from now on, as on a disk that is full."""
+    (pid,) = kafka.pids.values()
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, hard))
+
+
 @pytest.mark.slow
-def test_without_kafka_triggers_are_refused_and_none_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lose", [lambda kafka: kafka.kill(1), _full], ids=["killed", "full"])
+def test_without_kafka_triggers_are_refused_and_none_that_was_acknowledged_is_lost(
+    tmp_path: Path, lose: Callable[[LocalKafka], None]
+) -> None:
     prefix, issuer = "lone.", OtherIssuer("lone.")
     with LocalKafka(tmp_path / "kafka") as kafka:
         port = int(kafka.bootstrap.rpartition(":")[2])
@@ -175,7 +186,7 @@ def test_without_kafka_triggers_are_refused_and_none_that_was_acknowledged_is_lo
             # Not with transactions under way: a lone broker that goes then may tear them (KAFKA-20734).
             assert gate.stop() == 0
             sending = [threads.submit(send, number) for number in range(100, 200)]
-            kafka.kill(1)
+            lose(kafka)
             for each in sending:
                 each.result()
         send(200)
