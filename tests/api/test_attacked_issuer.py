@@ -17,8 +17,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from app.issuer.keystore import Keystore
+from tests.api.authorities import ASSERTION_TYPE, ISSUER, Authority, error, trusted
 from tests.api.conftest import Deployment
-from tests.api.test_authority import ASSERTION_TYPE, ISSUER, Authority, error, trusted
 from tests.support.doors import PLAIN, DoorProcess, Emitter
 from tests.support.issuer import JOB
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from tests.api.authorities import Authority, error
 from tests.api.conftest import LANES
-from tests.api.test_authority import Authority, authority, error
+from tests.api.test_authority import authority
 from tests.api.test_delegation import Family, claims_of
 from tests.support import reader
 from tests.support.doors import Emitter

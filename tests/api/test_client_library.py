@@ -13,8 +13,8 @@ import httpx
 import pytest
 from joserfc.jwk import ECKey
 
+from tests.api.authorities import Authority, trusted
 from tests.api.conftest import Deployment
-from tests.api.test_authority import Authority, trusted
 from tests.support.doors import PLAIN, WAIT
 from tests.support.issuer import JOB
 

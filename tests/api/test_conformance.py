@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from tests.api.authorities import ISSUER, Authority, signing, trusted
 from tests.api.conftest import Deployment
-from tests.api.test_authority import ISSUER, Authority, signing, trusted
 from tests.support.doors import PLAIN, Emitter
 from tests.support.issuer import JOB
 

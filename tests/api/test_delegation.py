@@ -17,8 +17,8 @@ from confluent_kafka import Producer
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from tests.api.authorities import ASSERTION_TYPE, Authority, error, trusted
 from tests.api.conftest import LANES, Deployment
-from tests.api.test_authority import ASSERTION_TYPE, Authority, error, trusted
 from tests.support import reader
 from tests.support.doors import Emitter
 from tests.support.issuer import JOB

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.authorities import Authority, trusted
 from tests.api.conftest import Deployment
-from tests.api.test_authority import Authority, trusted
 from tests.cli.program import tollgate
 from tests.support import reader
 from tests.support.doors import PLAIN, Emitter

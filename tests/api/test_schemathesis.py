@@ -25,8 +25,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.api.authorities import ISSUER, Authority, trusted
 from tests.api.conftest import Deployment
-from tests.api.test_authority import ISSUER, Authority, trusted
 from tests.support.doors import PLAIN
 from tests.support.issuer import JOB
 

@@ -11,8 +11,9 @@ import httpx
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
+from tests.api.authorities import Authority, error
 from tests.api.conftest import Deployment
-from tests.api.test_authority import Authority, authority, error
+from tests.api.test_authority import authority
 from tests.cli.program import tollgate
 from tests.support import reader
 from tests.support.doors import Emitter

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from app.stream.topics import Topic
+from tests.api.authorities import Authority, signing, trusted
 from tests.api.conftest import Deployment
-from tests.api.test_authority import Authority, signing, trusted
 from tests.support.canaries import Canaries, of_record
 from tests.support.doors import PLAIN, Emitter
 from tests.support.issuer import JOB
