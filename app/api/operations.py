@@ -46,7 +46,7 @@ _STATUS: Final = {
     400: "malformed", 401: "no token, or one that is not honoured", 403: "the token does not permit this",
     404: "not there, or not yours", 408: "the body did not arrive in time", 409: "refused as a replay or a conflict",
     413: "too large", 415: "the body is not plain JSON", 422: "the parameters, or the key, do not fit",
-    429: "too many failures, or more than one client may have in a second; Retry-After says when",
+    429: "too many failures, or more than one client may have; Retry-After says when",
     431: "headers too large", 500: "the deployment failed on this", 503: "not now; Retry-After says when",
 }  # fmt: skip
 METHOD_NOT_ALLOWED: Final[Operation] = {
@@ -154,11 +154,17 @@ GET_JWKS: Final[Operation] = {
     "summary": "The public keys that tokens of this deployment are signed with (RFC 7517)",
     "responses": {"200": {"description": "a JWK Set", **_content(JWKS, _ref("JWKSet"))}, **_refusals(404, 431, 500)},
 }
+
+
+def _said(what: str) -> dict[str, str]:
+    return {"type": "string", "description": what}
+
+
 _CLIENT: Final[list[dict[str, list[str]]]] = [{"client": []}, {"assertion": []}]
 _CLIENT_OR_FORM: Final[list[dict[str, list[str]]]] = [{"client": []}, {}]  # or a secret or an assertion in the form
 _CLIENT_FORM: Final = {
-    "client_id": {"type": "string"}, "client_secret": {"type": "string"},
-    "client_assertion": {"type": "string", "description": "a JWT signed with the client's key (RFC 7523)"},
+    "client_id": _said("the identity, if it is not in the header"), "client_secret": _said("with it"),
+    "client_assertion": _said("instead: a JWT signed with the client's key (RFC 7523)"),
     "client_assertion_type": {"const": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
 }  # fmt: skip
 
@@ -189,14 +195,15 @@ POST_TOKEN: Final[Operation] = {
     "security": _CLIENT_OR_FORM,
     "requestBody": _form(
         "grant_type", grant_type={"enum": ["client_credentials", exchange.GRANT_TYPE]},
-        subject_token=_TEXT, subject_token_type=_TOKEN_TYPE, requested_token_type=_TOKEN_TYPE,
-        audience={"type": "string", "description": "of this deployment's tokens, if any is named; or resource"},
-        scope={"type": "string", "description": "job:NAME, several with spaces between; or authorization_details"},
-        authorization_details={"type": "string", "description": "JSON: one object of type job_trigger"},
+        subject_token=_said("of whom it acts for, to be exchanged"), subject_token_type=_TOKEN_TYPE,
+        requested_token_type=_TOKEN_TYPE,
+        audience=_said("of this deployment's tokens, if any is named; or resource"),
+        scope=_said("job:NAME, several with spaces between; or authorization_details"),
+        authorization_details=_said("JSON: one object of type job_trigger"),
         uses={"enum": ["once", "many"], "default": "once"},
         lifetime_s={"type": "string", "pattern": "^[0-9]{1,9}$",
                     "description": "seconds; left out: 300, or what the roles allow below that"},
-        idempotency_key=_TEXT, subject=_TEXT,
+        idempotency_key=_said("goes into the token"), subject=_said("whom it speaks for; left out: the client"),
     ),
     "responses": {"200": {"description": "the token", **_content(JSON, _ref("IssuedToken"))},
                   **_oauth_errors(400, 401, 429)},
@@ -208,7 +215,7 @@ POST_INTROSPECT: Final[Operation] = {
     "description": "A one-shot token that has started its job is not active. Where its lane has decided too much since "
     "it was issued for that to be read within 5 s, the answer is 503.",
     "security": _CLIENT_OR_FORM,
-    "requestBody": _form("token", token=_TEXT, token_type_hint=_TEXT),
+    "requestBody": _form("token", token=_said("or a handle"), token_type_hint=_said("ignored: tokens tell their type")),
     "responses": {"200": {"description": "`active`, and only for one that is, the rest",
                           **_content(JSON, {"type": "object", "required": ["active"],
                                             "properties": {"active": {"type": "boolean"}}})},
@@ -221,7 +228,7 @@ POST_REVOKE: Final[Operation] = {
     "description": "200 means that its revocation is written, that no gate will ever take it, or that it is of another "
     "organisation; 503, that it may be good and its key is not known here.",
     "security": _CLIENT_OR_FORM,
-    "requestBody": _form("token", token=_TEXT, token_type_hint=_TEXT),
+    "requestBody": _form("token", token=_said("or a handle"), token_type_hint=_said("ignored: tokens tell their type")),
     "responses": {"200": {"description": "it is not honoured any more, or never was"},
                   **_oauth_errors(400, 401, 429)},
 }  # fmt: skip
