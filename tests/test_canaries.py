@@ -78,6 +78,17 @@ def test_among_many_alike_each_is_told_from_the_others() -> None:
     assert canaries.found_in((TOKEN[:-40] + "-" + TOKEN[-39:]).encode()) == []
 
 
+@pytest.mark.parametrize("cut", range(5))
+def test_a_piece_of_a_header_or_of_claims_is_none_whatever_put_it_in_a_signatures_place(cut: int) -> None:
+    header, claims, _ = TOKEN.split(".")
+    canaries = Canaries()
+    for piece in (header[cut:], claims[cut:], claims[cut : cut + 86], claims[-86 - cut :]):
+        canaries.note(f"{header}.{claims}.{piece}", f" {piece} ", f"{header}.{claims[:40]}%2e{piece}.x")
+    assert canaries.kinds == {}
+    canaries.note(TOKEN)
+    assert canaries.kinds == {"token": 1}
+
+
 def test_they_are_heard_wherever_they_are_said() -> None:
     canaries = Canaries()
     basic = base64.b64encode(f"svc%3Aci:{SECRET}".encode()).decode()
