@@ -94,10 +94,27 @@ def _unfit(store: Store, marks: Watermarks, keep_tombstones_ms: int) -> str | No
 
 
 async def last_checkpoint(source: Log, partition: Partition, birth_id: str, lanes: int) -> Checkpoint:
-    """The newest committed checkpoint of a lane. Raises CheckpointLost."""
-    marks = await source.watermarks(partition)
-    start = marks.high
-    reach = CHECKPOINT_READ_BACK
+    """The newest committed checkpoint of a lane. Raises CheckpointLost.
+
+    Where none is found, but more was written meanwhile, it looks again: while a zombie reads, the lane's owner writes a
+    newer one, and compaction takes the older ones from under its eyes.
+    """
+    while True:
+        marks = await source.watermarks(partition)
+        newest = await _newest(source, partition, marks)
+        if newest is not None and newest.value is not None:
+            return _checked(newest.value, partition, birth_id, lanes)
+        if (await source.watermarks(partition)).high == marks.high:
+            break  # or deleted by somebody: an older one would be a reset
+    raise CheckpointLost(
+        f"{partition[0]}[{partition[1]}] holds no checkpoint: if the topics are new run `tollgate topics create`, "
+        f"else `tollgate topics accept-gap {partition[1]}` after reading what it says"
+    )
+
+
+async def _newest(source: Log, partition: Partition, marks: Watermarks) -> ReadRecord | None:
+    """The last record of a lane's checkpoints, looked for backwards from the end."""
+    start, reach = marks.high, CHECKPOINT_READ_BACK
     while start > marks.start:
         start = max(marks.high - reach, marks.start)
         newest: ReadRecord | None = None
@@ -106,14 +123,9 @@ async def last_checkpoint(source: Log, partition: Partition, birth_id: str, lane
                 if record.key == b"%d" % partition[1]:
                     newest = record
         if newest is not None:
-            if newest.value is None:
-                break  # deleted by somebody: an older one would be a reset
-            return _checked(newest.value, partition, birth_id, lanes)
+            return newest
         reach *= 10
-    raise CheckpointLost(
-        f"{partition[0]}[{partition[1]}] holds no checkpoint: if the topics are new run `tollgate topics create`, "
-        f"else `tollgate topics accept-gap {partition[1]}` after reading what it says"
-    )
+    return None
 
 
 def _checked(value: bytes, partition: Partition, birth_id: str, lanes: int) -> Checkpoint:

@@ -14,11 +14,13 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
 from app.config import Kafka
+from app.gate import outputs
 from app.gate.outputs import Out
+from app.gate.records import Checkpoint
 from app.stream import restore, store
 from app.stream.cluster import Cluster
 from app.stream.inspection import connect
-from app.stream.log import Partition
+from app.stream.log import Partition, ReadRecord, Watermarks
 from app.stream.store import Store
 from tests.support import reader
 from tests.support.stores import BIRTH, CLUSTER, LANE, Table, identity, opened, packed, stale_store
@@ -195,11 +197,37 @@ async def test_a_store_older_than_tombstones_are_kept_is_wiped(
     assert "older" in await _wiped(cluster, changelog, tmp_path / "s", logged, keep_ms=10)
 
 
-def test_every_checkpoint_written_can_be_read() -> None:
-    from app.gate import outputs
-    from app.gate.records import Checkpoint
+ROW = Checkpoint(3, 12, "birth", 981, 1043, 12, 0, "0" * 64)
 
-    row = Checkpoint(3, 12, "birth", 981, 1043, 12, 0, "0" * 64)
+
+class Compacted:
+    """Checkpoints of a lane that another owns: `high` at each look, and of the records those below it that are left."""
+
+    def __init__(self, highs: list[int], *left: ReadRecord) -> None:
+        self._highs, self._left = highs, left
+
+    async def watermarks(self, _: Partition) -> Watermarks:
+        return Watermarks(0, self._highs.pop(0) if len(self._highs) > 1 else self._highs[0])
+
+    async def read(self, _: Partition, start: int, end: int) -> AsyncIterator[tuple[list[ReadRecord], int]]:
+        yield [each for each in self._left if start <= each.offset < end], end
+
+
+async def test_who_reads_checkpoints_while_they_are_compacted_looks_for_the_newer_one() -> None:
+    written = outputs.checkpoint(ROW)
+    source: Any = Compacted([10, 12], ReadRecord(10, written.key, written.value))
+    assert await restore.last_checkpoint(source, ("checkpoints", 3), "birth", 12) == ROW
+
+
+@pytest.mark.parametrize("left", [(), (ReadRecord(9, b"3", None),), (ReadRecord(9, b"4", b"{}"),)])
+async def test_a_lane_without_a_checkpoint_is_lost_and_begins_nowhere(left: tuple[ReadRecord, ...]) -> None:
+    source: Any = Compacted([10], *left)
+    with pytest.raises(restore.CheckpointLost):
+        await restore.last_checkpoint(source, ("checkpoints", 3), "birth", 12)
+
+
+def test_every_checkpoint_written_can_be_read() -> None:
+    row = ROW
     written = outputs.checkpoint(row)
     assert outputs.read_checkpoint(written.value or b"") == row
     assert json.loads(written.value or b"")["lane"] == 3
