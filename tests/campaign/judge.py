@@ -123,7 +123,7 @@ def judge(stage: Stage) -> Verdict:
 
 def save(stage: Stage) -> None:
     """A copy of what stands on the topics, as committed, beside ledger and journals: for whoever explains a violation."""
-    for name in Seen.__dataclass_fields__:
+    for name in Seen.topics():
         topic = name.replace("_", "-")
         with gzip.open(stage.directory / f"{topic}.jsonl.gz", "wb", compresslevel=1) as file:
             for record in reader.read_topic(stage.bootstrap, stage.prefix + topic).records:
@@ -150,7 +150,7 @@ def collect(stage: Stage) -> Case:
     topics: dict[str, list[Read]] = {}
     rows: dict[str, list[tuple[Read, dict[str, Any]]]] = {}
     case = Case(stage, Ledger(), Seen([], [], [], [], [], [], [], []))
-    for name in Seen.__dataclass_fields__:
+    for name in Seen.topics():
         topic = stage.prefix + name.replace("_", "-")
         committed = reader.read_topic(stage.bootstrap, topic, lean=name == "triggers")
         whole = reader.read_topic(stage.bootstrap, topic, "read_uncommitted", lean=True)

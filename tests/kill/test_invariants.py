@@ -156,6 +156,15 @@ def test_a_valid_world_has_no_violation() -> None:
     assert violations(*world()) == []
 
 
+def test_a_marker_of_an_emitters_transaction_may_stand_last_and_nothing_beyond_it() -> None:
+    ledger, seen = world()
+    _replace(seen.checkpoints, 2, triggers_offset=3)  # the last record is at 1
+    seen.triggers_end[1] = 3
+    assert violations(ledger, seen) == []
+    seen.triggers_end[1] = 2
+    assert violations(ledger, seen) != []
+
+
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_found(fault: str) -> None:
     ledger, seen = world()

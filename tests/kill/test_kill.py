@@ -135,10 +135,7 @@ def test_gates_killed_inside_open_transactions_lose_nothing_and_start_nothing_tw
             assert trap.gate.stop() == 0, f"{trap.gate.name}: {_last(trap)}"
 
     seen = Seen(
-        **{
-            name: reader.read_topic(broker, f"{prefix}{name.replace('_', '-')}").records
-            for name in Seen.__dataclass_fields__
-        }
+        **{name: reader.read_topic(broker, f"{prefix}{name.replace('_', '-')}").records for name in Seen.topics()}
     )
     kept = [path for trap in traps for path in (tmp_path / f"{trap.gate.name}-state").iterdir()]
     strange = {str(path): _never_committed(path, seen) for path in kept}

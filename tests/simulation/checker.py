@@ -33,14 +33,16 @@ def violations(world: World) -> list[str]:
 def read(world: World) -> Seen:
     """All topics, as a read_committed reader that never missed anything saw them."""
     topics = {}
-    for name in Seen.__dataclass_fields__:
+    for name in Seen.topics():
         topic = world.names[Topic(name.replace("_", "-"))]
         topics[name] = [
             Read(lane, record.offset, record.key, record.value, record.headers, record.timestamp_ms)
             for lane in range(world.plan.lanes)
             for record in world.broker.logs[topic, lane].committed()
         ]
-    return Seen(**topics)
+    triggers = world.names[Topic.TRIGGERS]
+    ends = {lane: world.broker.logs[triggers, lane].stable for lane in range(world.plan.lanes)}
+    return Seen(**topics, triggers_end=ends)
 
 
 def resolved(world: World, seen: Seen) -> Ledger:

@@ -72,7 +72,7 @@ class Running:
                 gate.wait()
 
     def seen(self) -> Seen:
-        names = Seen.__dataclass_fields__
+        names = Seen.topics()
         return Seen(
             **{name: reader.read_topic(self.broker, f"{self.prefix}{name.replace('_', '-')}").records for name in names}
         )
