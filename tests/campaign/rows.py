@@ -252,10 +252,19 @@ def swarm(play: Play) -> None:
         "hold": hold, "weather": some_weather, "clock": clock,
         "broker": lambda: brokers.kill_broker(stage, play.cluster, row, dice.choice(brokers.PARTS)),
     }  # fmt: skip
-    end = time.monotonic() + SWARM_S * play.count / SWARM_FAULTS
+    share, began_s = play.count / SWARM_FAULTS, time.monotonic()
     windows = quiet = 0
-    while time.monotonic() < end:
-        window_end = min(time.monotonic() + dice.uniform(10, 20), end)
+
+    def is_going() -> bool:
+        """For its time, and where faults are slow for up to as much more."""
+        lasted_s, all_there = (
+            time.monotonic() - began_s,
+            play.effective >= play.count and windows >= SWARM_WINDOWS * share,
+        )
+        return lasted_s < SWARM_S * share * (1 if all_there else 2)
+
+    while is_going():
+        window_end = time.monotonic() + dice.uniform(10, 20)
         windows += 1
         chosen = [] if dice.random() < 0.25 else dice.sample(sorted(kinds), dice.randint(1, 4))
         quiet += not chosen
@@ -276,7 +285,7 @@ def by(work: Callable[[Stage, str, int, Callable[[int], None]], None]) -> Callab
 
 
 OUTLIVED_S = 4.0
-SWARM_S, SWARM_FAULTS = 600, 150
+SWARM_S, SWARM_FAULTS, SWARM_WINDOWS = 600, 150, 40
 
 ROWS: tuple[Row, ...] = (
     Row("F1", "SIGKILL of gates under load", 200, 30, kills, alone=True, seconds=600, recovers_s=3.0,
