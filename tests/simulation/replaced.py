@@ -63,8 +63,6 @@ def simulated() -> Iterator[None]:
         (cluster, "Connections", Wire), (store, "Rdict", Table), (store, "WriteBatch", WriteBatch),
         (store, "_options", lambda: None), (store, "_scan_options", lambda: None),
         (shutil, "rmtree", lambda path, **_: DISK.get().remove(path)), (trust, "verifying", lambda *_: None),
-        # Here lanes are taken all the time, and empty polls every 10 ms were most of what happened.
-        (cluster, "SETTLING_WAIT_MS", 40),
     ]  # fmt: skip
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     configured = log._level, log._write
