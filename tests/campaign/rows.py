@@ -257,11 +257,8 @@ def swarm(play: Play) -> None:
 
     def is_going() -> bool:
         """For its time, and where faults are slow for up to as much more."""
-        lasted_s, all_there = (
-            time.monotonic() - began_s,
-            play.effective >= play.count and windows >= SWARM_WINDOWS * share,
-        )
-        return lasted_s < SWARM_S * share * (1 if all_there else 2)
+        all_there = play.effective >= play.count and windows >= SWARM_WINDOWS * share
+        return time.monotonic() - began_s < SWARM_S * share * (1 if all_there else 2)
 
     while is_going():
         window_end = time.monotonic() + dice.uniform(10, 20)

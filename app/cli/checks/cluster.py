@@ -16,6 +16,7 @@ HELD_BACK_S: Final = 2.0  # an honest transaction is shorter
 
 
 def broker(place: Place) -> Iterator[Row]:
+    """That it answers, and whether its release is known to lose what it said."""
     timeout_s = place.settings.kafka.request_timeout_ms / 1_000
     about = place.admin.describe_cluster(request_timeout=timeout_s).result(timeout_s + 1)
     listed = ", ".join(f"{node.host}:{node.port}" for node in about.nodes)
@@ -37,6 +38,7 @@ def broker(place: Place) -> Iterator[Row]:
 
 
 def topics(settings: Settings) -> Iterator[Row]:
+    """Their settings, as far as a guarantee rests on them."""
     from app.stream import administration
 
     checked = administration.check(settings)

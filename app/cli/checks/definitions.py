@@ -22,6 +22,7 @@ _UNREADABLE: Final[dict[Kind, str]] = {
 
 
 async def registry_and_keys(settings: Settings) -> Iterator[Row]:
+    """What no gate or door can read, what is not there at all, and issuers whose keys do not load."""
     from app import registry
     from app.gate.definitions import TrustRule, trust_from_record, trust_key
 
@@ -60,6 +61,7 @@ async def registry_and_keys(settings: Settings) -> Iterator[Row]:
 
 
 async def revoked(settings: Settings) -> Iterator[Row]:
+    """Revocations in effect; one of a later version, which holds every lane."""
     from app import revocations
 
     present = await revocations.read(settings.kafka)

@@ -19,6 +19,7 @@ STANDS_STILL_S: Final = 90.0  # a lane that works writes a checkpoint every 30 s
 
 
 def gates(place: Place) -> Iterator[Row]:
+    """Who decides, what waits, lanes that stand still, and clocks."""
     from app.stream.inspection import read_checkpoints
     from app.stream.topics import Topic
 
