@@ -100,6 +100,8 @@ class Broker:
         return self._node(sum(transactional_id.encode()) + self.moved.get(transactional_id, 0))
 
     def _node(self, number: int) -> int:
+        if not self.down:
+            return number % self.nodes
         for step in range(self.nodes):
             node = (number + step) % self.nodes
             if node not in self.down:
@@ -115,6 +117,8 @@ class Broker:
     def handle(self, node: int, request: Any) -> Any:
         """The answer of a node, at once; for a fetch a response or None when there is nothing yet."""
         match request:
+            case FetchRequest():  # of ten requests nine
+                return self.fetch(node, request)
             case InitProducerIdRequest():
                 return self._init(node, request._transactional_id, request._transaction_timeout_ms)
             case AddPartitionsToTxnRequest():
@@ -125,8 +129,6 @@ class Broker:
                 return self._end(node, request)
             case OffsetRequest():
                 return self._offsets(node, request)
-            case FetchRequest():
-                return self.fetch(node, request)
         raise TypeError(f"{type(request).__name__} is not modelled")
 
     def _refuses(self, node: int, transactional_id: str) -> int:
@@ -273,27 +275,25 @@ class Broker:
             topics.append((topic, out))
         return SimpleNamespace(topics=topics)
 
-    def fetch(self, node: int, request: Any) -> Any:
-        """None when there is nothing to say yet."""
-        topics, news = [], False
+    def fetch(self, node: int, request: Any, *, over: bool = False) -> Any:
+        """None when there is nothing to say yet, and the wait is not over."""
+        topics, news = [], over or request._max_wait_ms == 0
+        isolation = request._isolation_level
         for topic, rows in request._topics:
             out = []
             for number, position, max_bytes in rows:
-                log = self.logs.get((topic, number))
-                if log is None or self.leader((topic, number)) != node:
-                    code = UNKNOWN_TOPIC_OR_PARTITION if log is None else NOT_LEADER
-                    high, stable, aborted, raw = -1, -1, [], b""
-                else:
-                    code, high, stable, aborted, raw = log.fetch(position, request._isolation_level, max_bytes)
-                news = news or bool(code) or bool(raw)
-                out.append((number, code, high, stable, aborted, raw))
+                partition = (topic, number)
+                log = self.logs.get(partition)
+                if log is None or self.leader(partition) != node:
+                    news = True
+                    out.append((number, UNKNOWN_TOPIC_OR_PARTITION if log is None else NOT_LEADER, -1, -1, (), b""))
+                    continue
+                row = log.fetch(number, position, isolation, max_bytes)
+                if row[1] or row[5]:
+                    news = True
+                out.append(row)
             topics.append((topic, out))
-        return SimpleNamespace(topics=topics) if news or request._max_wait_ms == 0 else None
-
-    def fetch_empty(self, node: int, request: Any) -> Any:
-        """The answer when the wait is over."""
-        waited = FetchRequest(0, request._min_bytes, request._max_bytes, request._isolation_level, request._topics)
-        return self.fetch(node, waited)
+        return SimpleNamespace(topics=topics) if news else None
 
     # ── what emitters and ops do ──
 

@@ -14,6 +14,8 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from tests.simulation.scheduler import BEGAN_MS
 
 Partition = tuple[str, int]
+# Of a fetch response: number, error code, high watermark, last stable offset, aborted transactions, bytes.
+Row = tuple[int, int, int, int, Sequence[tuple[int, int]], bytes]
 
 # Error codes of the protocol.
 OFFSET_OUT_OF_RANGE: Final = 1
@@ -196,16 +198,13 @@ class PartitionLog:
         for wake in waiting:
             wake()
 
-    def fetch(
-        self, position: int, isolation: int, max_bytes: int
-    ) -> tuple[int, int, int, list[tuple[int, int]], bytes]:
-        """(error code, high watermark, last stable offset, aborted transactions, bytes)."""
-        stable = self.stable
-        if not self.start <= position <= self.end:
-            return OFFSET_OUT_OF_RANGE, -1, -1, [], b""
-        limit = stable if isolation == READ_COMMITTED else self.end
-        if position >= limit:
-            return 0, self.end, stable, [], b""
+    def fetch(self, number: int, position: int, isolation: int, max_bytes: int) -> Row:
+        end, stable = self.end, min(self.open.values()) if self.open else self.end
+        limit = stable if isolation == READ_COMMITTED else end
+        if limit <= position <= end and position >= self.start:
+            return number, 0, end, stable, (), b""
+        if not self.start <= position <= end:
+            return number, OFFSET_OUT_OF_RANGE, -1, -1, (), b""
         parts, size, last = [], 0, position
         for batch in self._from(position):
             if batch.base >= limit or (parts and size >= max_bytes):
@@ -214,10 +213,10 @@ class PartitionLog:
             if batch.raw is not None:
                 parts.append(batch.raw)
                 size += len(batch.raw)
-        aborted = []
+        aborted: Sequence[tuple[int, int]] = ()
         if isolation == READ_COMMITTED and self.aborted:
             aborted = [(pid, first) for pid, first, end in self.aborted if end >= position and first < last]
-        return 0, self.end, stable, aborted, b"".join(parts)
+        return number, 0, end, stable, aborted, b"".join(parts)
 
     def _from(self, position: int) -> Iterable[Batch]:
         at = max(bisect.bisect_right(self._bases, position) - 1, 0)

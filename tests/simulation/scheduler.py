@@ -48,6 +48,30 @@ class Process:
 PROCESS: ContextVar[Process] = ContextVar("PROCESS")
 
 
+class _Soon(Handle):
+    """asyncio's, made in half the time: nothing in it is for debugging."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Any, args: Any, loop: asyncio.AbstractEventLoop, context: Context | None) -> None:
+        self._callback, self._args, self._loop = callback, args, loop
+        self._context = copy_context() if context is None else context
+        self._cancelled, self._repr, self._source_traceback = False, None, None
+
+
+class _At(TimerHandle):
+    """Likewise, for a time."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, when: float, callback: Any, args: Any, loop: asyncio.AbstractEventLoop, context: Context | None
+    ) -> None:
+        self._when, self._callback, self._args, self._loop = when, callback, args, loop
+        self._context = copy_context() if context is None else context
+        self._cancelled, self._scheduled, self._repr, self._source_traceback = False, False, None, None
+
+
 class Loop(asyncio.BaseEventLoop):
     """One world's loop. `fifo` runs each process's callbacks in order, as asyncio does; else in any order."""
 
@@ -57,7 +81,7 @@ class Loop(asyncio.BaseEventLoop):
         self._fifo, self._step_s = fifo, step_s
         self._now = 0.0
         self._timers: list[tuple[float, int, TimerHandle]] = []
-        self._order = self._steps = 0
+        self._order = self.steps = 0
         self._runnable: list[Process] = []  # alive, not stopped, with something to run
         self._graves: list[Any] = []
         self.world = Process("world")
@@ -71,7 +95,7 @@ class Loop(asyncio.BaseEventLoop):
         return self._now
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Handle:
-        handle = Handle(callback, args, self, context)
+        handle = _Soon(callback, args, self, context)
         self._add(handle)
         return handle
 
@@ -81,7 +105,7 @@ class Loop(asyncio.BaseEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> TimerHandle:
-        handle = TimerHandle(when, callback, args, self, context)
+        handle = _At(when, callback, args, self, context)
         self._order += 1
         heapq.heappush(self._timers, (when, self._order, handle))
         return handle
@@ -105,37 +129,44 @@ class Loop(asyncio.BaseEventLoop):
         return task
 
     def _run_once(self) -> None:
-        self._steps += 1
-        if self._steps > STEPS_MAX:
-            raise Stuck(f"{STEPS_MAX} steps, and it is only {self._now:.1f} s")
-        timers, now = self._timers, self._now
-        while timers and timers[0][0] <= now:
-            handle = heapq.heappop(timers)[2]
+        """All there is to do, until it is stopped: asyncio calls this for ever, and here one call is enough."""
+        timers, runnable, dice = self._timers, self._runnable, self.random.random
+        fifo, step_s = self._fifo, self._step_s
+        while not self._stopping:
+            now = self._now
+            while timers and timers[0][0] <= now:
+                handle: Handle = heapq.heappop(timers)[2]
+                if not handle._cancelled:
+                    self._add(handle)
+            if not runnable:
+                self._wait_for_timer()
+                continue
+            at = int(dice() * len(runnable)) if len(runnable) > 1 else 0
+            ready = runnable[at].ready
+            if fifo or len(ready) == 1:
+                handle = ready.popleft()
+            else:
+                which = int(dice() * len(ready))
+                handle = ready[which]
+                del ready[which]
+            if not ready:
+                runnable[at] = runnable[-1]
+                runnable.pop()
+            self._now = now + step_s
+            self.steps += 1
+            if self.steps > STEPS_MAX:
+                raise Stuck(f"{STEPS_MAX} steps, and it is only {now:.1f} s")
             if not handle._cancelled:
-                self._add(handle)
-        runnable = self._runnable
-        if not runnable:
-            while timers and timers[0][2]._cancelled:
-                heapq.heappop(timers)
-            if not timers:
-                raise Stuck(f"nothing can happen any more at {now:.1f} s")
-            self._now = max(timers[0][0], now)
-            return
-        at = int(self.random.random() * len(runnable)) if len(runnable) > 1 else 0
-        process = runnable[at]
-        ready = process.ready
-        if self._fifo or len(ready) == 1:
-            handle = ready.popleft()
-        else:
-            which = int(self.random.random() * len(ready))
-            handle = ready[which]
-            del ready[which]
-        if not ready:
-            runnable[at] = runnable[-1]
-            runnable.pop()
-        self._now = now + self._step_s
-        if not handle._cancelled:
-            handle._run()
+                handle._run()
+
+    def _wait_for_timer(self) -> None:
+        """Nobody can run: time goes on to the next timer."""
+        timers = self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        if not timers:
+            raise Stuck(f"nothing can happen any more at {self._now:.1f} s")
+        self._now = max(timers[0][0], self._now)
 
     def _add(self, handle: Handle) -> None:
         process = handle._context.get(PROCESS) or self.world

@@ -136,8 +136,9 @@ class Wire(Connections):
 
     async def send(self, node: int, request: Any, *, group: Hashable = "default") -> Any:  # type: ignore[override]
         network, loop = self._network, self._network.loop
+        now_s = loop._now
         network.watch(request)
-        if loop.time() - self._known_at_s > METADATA_MAX_AGE_MS / 1000:
+        if now_s - self._known_at_s > METADATA_MAX_AGE_MS / 1000:
             self.force_metadata_update()
         verdict = network.judge(self._process, node, request)
         broker = network.broker
@@ -145,10 +146,10 @@ class Wire(Connections):
             await asyncio.sleep(verdict.request_s)
             raise NodeNotReadyError(f"node {node} cannot be reached")
         broker.tell(self._process.name, "sends", request, verdict)
-        answer: asyncio.Future[Any] = loop.create_future()
+        answer: asyncio.Future[Any] = asyncio.Future(loop=loop)
         pending = self._pending.setdefault(group, {})
         pending[answer] = None
-        arrives_s = max(loop.time() + verdict.request_s, self._last_arrival.get((group, node), 0.0))
+        arrives_s = max(now_s + verdict.request_s, self._last_arrival.get((group, node), 0.0))
         if verdict.fate is not Fate.BLACK_HOLE:
             if verdict.fate is not Fate.LOSE:
                 held_s = verdict.held_s if verdict.fate is Fate.HOLD else 0.0
@@ -159,16 +160,15 @@ class Wire(Connections):
                 )
             if verdict.fate in (Fate.LOSE, Fate.HOLD):
                 loop.call_at(arrives_s + verdict.answer_s, _cut, answer, context=loop.world.context)
+        over = loop.call_at(now_s + self._timeout_s, _time_out, answer, context=self._process.context)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await answer
-        except BaseException as error:
+            return await answer
+        except BaseException:
             if type(request) is EndTxnRequest:
                 network.unknown_ends.add((request._transactional_id, request._producer_id, request._producer_epoch))
-            if isinstance(error, TimeoutError):
-                raise RequestTimedOutError from None
             raise
         finally:
+            over.cancel()
             pending.pop(answer, None)
 
     def _arrive(self, node: int, request: Any, answer: asyncio.Future[Any], verdict: Verdict) -> None:
@@ -226,7 +226,7 @@ class Wire(Connections):
                     broker.logs[topic, row[0]].waiting.append(wake)
 
         over = loop.call_later(
-            request._max_wait_ms / 1000, lambda: done or finish(broker.fetch_empty(node, request)),
+            request._max_wait_ms / 1000, lambda: done or finish(broker.fetch(node, request, over=True)),
             context=loop.world.context,
         )  # fmt: skip
         register()
@@ -239,6 +239,11 @@ class Wire(Connections):
 def _answer(answer: asyncio.Future[Any], response: Any) -> None:
     if not answer.done():
         answer.set_result(response)
+
+
+def _time_out(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(RequestTimedOutError())
 
 
 def _cut(answer: asyncio.Future[Any]) -> None:
