@@ -211,6 +211,7 @@ class Cluster:
         tail = KafkaTail(self, partition, position, wake, self._max_batch_bytes, past_open_transactions)
         self._tails[partition] = tail
         self._followed_at_s = time.monotonic()
+        self._changed.set()
         self._poll_all()
         return tail
 
@@ -225,7 +226,6 @@ class Cluster:
         self._changed.set()
 
     def _poll_all(self) -> None:
-        self._changed.set()
         for broker in self._client.cluster.brokers():
             poller = self._pollers.get(broker.nodeId)
             if poller is None or poller.done():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from app.stream.cluster import SETTLING_S
 from app.stream.lane import Lane, State
 from app.stream.topics import Topic
 from tests.simulation import faults
@@ -50,6 +51,26 @@ def running(world: World) -> dict[int, tuple[Gate, Lane]]:
 async def all_run(world: World) -> dict[int, tuple[Gate, Lane]]:
     await until("all lanes run", lambda: len(running(world)) == world.plan.lanes)
     return running(world)
+
+
+def test_gates_with_nothing_to_do_are_idle_however_many_brokers_lead_nothing_of_theirs() -> None:
+    """Two that followed none of their partitions woke each other for ever: a core, for each gate."""
+
+    async def script(world: World) -> None:
+        world.begin()
+        await all_run(world)
+        await asyncio.sleep(SETTLING_S * 2)
+        before = world.loop.steps
+        await asyncio.sleep(10)
+        counted.append(world.loop.steps - before)
+        await world.end()
+
+    counted: list[int] = []
+    for nodes in (1, 20):
+        _, outcome = live(quiet(nodes=nodes), script)
+        assert not outcome.violations
+    few, many = counted
+    assert many < few * 10, "more than the polls of more brokers"
 
 
 def test_a_lane_whose_outputs_are_led_elsewhere_now_goes_on_within_seconds() -> None:
