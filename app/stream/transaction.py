@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka.errors import (
@@ -37,7 +37,9 @@ from app.stream.together import together
 if TYPE_CHECKING:
     from app.stream.cluster import Connections
 
-MARKERS_WAIT_S: Final = 0.002  # while the markers of the transaction before are being written
+# While the markers of the transaction before are written: mostly a millisecond or two, but as long as a leader is away.
+MARKERS_WAIT_S: Final = 0.002
+MARKERS_WAIT_MAX_S: Final = 0.02  # as Java's client waits
 COORDINATOR_WAIT_S: Final = 0.1
 _ALL_REPLICAS: Final = -1
 _FENCING: Final = (ProducerFenced, InvalidProducerEpoch, InvalidTxnState, InvalidProducerIdMapping)
@@ -68,6 +70,7 @@ class KafkaWriter:
         Retried while the coordinator is loading or still aborting; nothing has been written, so this is safe.
         """
         request = InitProducerIdRequest(self._id, self._timeout_ms)
+        waits = _marker_waits()
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
@@ -76,7 +79,7 @@ class KafkaWriter:
                         response = await self._client.send(self._coordinator, request, group=self._group)
                         _raise_for(response.error_code)
                     except ConcurrentTransactions:
-                        await asyncio.sleep(MARKERS_WAIT_S)
+                        await asyncio.sleep(next(waits))
                     except KafkaError as error:
                         if not isinstance(error, _NOT_YET) and not error.retriable:
                             raise type(error)(self._id) from None  # which of all ids, aiokafka does not say
@@ -120,6 +123,7 @@ class KafkaWriter:
             for topic, group in itertools.groupby(sorted(parts), key=lambda partition: partition[0])
         ]
         request = AddPartitionsToTxnRequest(self._id, self._producer_id, self._epoch, topics)
+        waits = _marker_waits()
         while True:
             response = await self._client.send(self._coordinator, request, group=self._group)
             errors = {for_code(code): topic for topic, rows in response.errors for _, code in rows if code}
@@ -129,7 +133,7 @@ class KafkaWriter:
                 # Where one partition is refused, of all others it is said that nothing was attempted.
                 error, topic = min(errors.items(), key=lambda told: told[0] is OperationNotAttempted)
                 raise error(topic)
-            await asyncio.sleep(MARKERS_WAIT_S)
+            await asyncio.sleep(next(waits))
 
     async def _produce(self, parts: Mapping[Partition, Sequence[Out]]) -> Mapping[Partition, Placed]:
         """One request per leader, all at once; every partition's result is checked before the commit."""
@@ -175,6 +179,14 @@ class KafkaWriter:
     async def close(self) -> None:
         self._dead = self._dead or "closed"
         await self._client.drop(self._group)
+
+
+def _marker_waits() -> Iterator[float]:
+    """Seconds, each half as long again as the one before."""
+    wait_s = MARKERS_WAIT_S
+    while True:
+        yield wait_s
+        wait_s = min(wait_s * 1.5, MARKERS_WAIT_MAX_S)
 
 
 def _raise_for(code: int) -> None:
