@@ -281,20 +281,24 @@ class Cluster:
 
     def _deliver(self, tail: KafkaTail, row: Any, sent_at_s: float) -> bool:
         """Hand a partition's part of a response to its tail. True when the leader has moved."""
-        error = for_code(row[1])
-        if error is OffsetOutOfRangeError:
-            tail.out_of_range()
-            return False
-        if error is TopicAuthorizationFailedError:
-            tail.broken(error(tail.partition[0]))
-            return False
         if row[1]:
-            tail.failed(error)
-            return bool(error.invalid_metadata)
+            return _failed(tail, for_code(row[1]))
         tail.arrived(row[-1] or b"", _aborted(row), row[2])
         if tail.fetched >= (row[3] if tail.past_open_transactions else row[2]):  # last stable offset, high watermark
             tail.caught_up(sent_at_s)
         return False
+
+
+def _failed(tail: KafkaTail, error: type[KafkaError]) -> bool:
+    """True when the leader has moved."""
+    if error is OffsetOutOfRangeError:
+        tail.out_of_range()
+        return False
+    if error is TopicAuthorizationFailedError:
+        tail.broken(error(tail.partition[0]))
+        return False
+    tail.failed(error)
+    return bool(error.invalid_metadata)
 
 
 def _all_of(part: batch.Batch, partition: Partition, max_bytes: int) -> list[Any]:
