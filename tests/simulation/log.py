@@ -17,7 +17,6 @@ from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any, Final
 
-from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
@@ -115,10 +114,8 @@ class Broker:
     # ── requests ──
 
     def handle(self, node: int, request: Any) -> Any:
-        """The answer of a node, at once; for a fetch a response or None when there is nothing yet."""
+        """The answer of a node, at once. Fetches, which may have to wait, are for `fetch`."""
         match request:
-            case FetchRequest():  # of ten requests nine
-                return self.fetch(node, request)
             case InitProducerIdRequest():
                 return self._init(node, request._transactional_id, request._transaction_timeout_ms)
             case AddPartitionsToTxnRequest():
@@ -275,9 +272,9 @@ class Broker:
             topics.append((topic, out))
         return SimpleNamespace(topics=topics)
 
-    def fetch(self, node: int, request: Any, *, over: bool = False) -> Any:
-        """None when there is nothing to say yet, and the wait is not over."""
-        topics, news = [], over or request._max_wait_ms == 0
+    def fetch(self, node: int, request: Any) -> tuple[bool, Any]:
+        """Whether there is anything to say yet, and the answer as it would be now."""
+        topics, news = [], request._max_wait_ms == 0
         isolation = request._isolation_level
         for topic, rows in request._topics:
             out = []
@@ -293,7 +290,7 @@ class Broker:
                     news = True
                 out.append(row)
             topics.append((topic, out))
-        return SimpleNamespace(topics=topics) if news else None
+        return news, SimpleNamespace(topics=topics)
 
     # ── what emitters and ops do ──
 

@@ -58,6 +58,10 @@ class _Soon(Handle):
         self._context = copy_context() if context is None else context
         self._cancelled, self._repr, self._source_traceback = False, None, None
 
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None
+
 
 class _At(TimerHandle):
     """Likewise, for a time."""
@@ -70,6 +74,11 @@ class _At(TimerHandle):
         self._when, self._callback, self._args, self._loop = when, callback, args, loop
         self._context = copy_context() if context is None else context
         self._cancelled, self._scheduled, self._repr, self._source_traceback = False, False, None, None
+
+    def cancel(self) -> None:
+        """It stays in the heap until its time."""
+        self._cancelled = True
+        self._callback = self._args = None
 
 
 class Loop(asyncio.BaseEventLoop):
@@ -109,9 +118,6 @@ class Loop(asyncio.BaseEventLoop):
         self._order += 1
         heapq.heappush(self._timers, (when, self._order, handle))
         return handle
-
-    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        """It stays in the heap until its time."""
 
     def run_in_executor(self, _: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """No threads: it is run at once."""
@@ -157,7 +163,10 @@ class Loop(asyncio.BaseEventLoop):
             if self.steps > STEPS_MAX:
                 raise Stuck(f"{STEPS_MAX} steps, and it is only {now:.1f} s")
             if not handle._cancelled:
-                handle._run()
+                try:
+                    handle._context.run(handle._callback, *handle._args)
+                except Exception as error:
+                    self.call_exception_handler({"message": "a callback raised", "exception": error})
 
     def _wait_for_timer(self) -> None:
         """Nobody can run: time goes on to the next timer."""

@@ -177,10 +177,13 @@ class Wire(Connections):
         if node in broker.down:
             _cut(answer)
             return
-        response = broker.handle(node, request)
-        if response is None:
-            self._wait(node, request, answer, verdict)
-            return
+        if type(request) is FetchRequest:
+            news, response = broker.fetch(node, request)
+            if not news:
+                self._wait(node, request, response, answer, verdict)
+                return
+        else:
+            response = broker.handle(node, request)
         if verdict.fate is Fate.PASS:
             broker.tell("broker", "answers", request, response)
             loop.call_later(verdict.answer_s, _answer, answer, response, context=loop.world.context)
@@ -190,7 +193,9 @@ class Wire(Connections):
         else:
             broker.tell("broker", "answers late into the void", request, response)
 
-    def _wait(self, node: int, request: FetchRequest, answer: asyncio.Future[Any], verdict: Verdict) -> None:
+    def _wait(
+        self, node: int, request: FetchRequest, nothing: Any, answer: asyncio.Future[Any], verdict: Verdict
+    ) -> None:
         """A long poll: until something arrives in one of its partitions, or its time is over."""
         broker, loop = self._network.broker, self._network.loop
         done = woken = False
@@ -205,13 +210,14 @@ class Wire(Connections):
                 loop.call_later(verdict.answer_s, _answer, answer, response, context=loop.world.context)
 
         def look() -> None:
-            nonlocal woken
+            nonlocal woken, nothing
             woken = False
             if not done:
-                response = broker.fetch(node, request)
-                if response is not None:
+                news, response = broker.fetch(node, request)
+                if news:
                     finish(response)
                 else:
+                    nothing = response
                     register()
 
         def wake() -> None:
@@ -226,7 +232,7 @@ class Wire(Connections):
                     broker.logs[topic, row[0]].waiting.append(wake)
 
         over = loop.call_later(
-            request._max_wait_ms / 1000, lambda: done or finish(broker.fetch(node, request, over=True)),
+            request._max_wait_ms / 1000, lambda: done or finish(broker.fetch(node, request)[1] if woken else nothing),
             context=loop.world.context,
         )  # fmt: skip
         register()
