@@ -53,6 +53,7 @@ class Event:
     SERVE_STOPPING: Final = "serve_stopping"
     SERVE_STOPPED: Final = "serve_stopped"
     SERVE_EXPOSED: Final = "serve_exposed"
+    SERVE_FEWER: Final = "serve_fewer"  # connections than asked for
     SERVE_ERROR: Final = "serve_error"
     PUBLISH_FAILED: Final = "publish_failed"
     RECEIPT_FOREIGN: Final = "receipt_foreign"

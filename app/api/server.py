@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
-import math
 import os
-import resource
 import signal
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app import __version__
+from app.api import connections
 from app.api.application import internal, public
-from app.api.problems import MEDIA_TYPE, Problem
 from app.api.service import Service, serving
 from app.config import ConfigError, Serve, Settings
 from app.logs import Event, log
 from app.stream.topic_check import Deployment
 
-HEAD_TIMEOUT_S: Final = 10.0  # from a request's first byte, or the connection's begin, to the end of its headers
-REST_TIMEOUT_S: Final = 10.0  # for the rest of a body that was answered before its end
-IDLE_TIMEOUT_S: Final = 75
-LOOK_EVERY_S: Final = 0.5  # how late a connection's end in time may be: a timer for each step costs every request
-UNREAD_TIMEOUT_S: Final = 60.0  # for who is answered to read what no buffer takes any more
 BACKLOG: Final = 2_048
-DESCRIPTORS_KEPT: Final = 200  # beside connections of clients: for Kafka, keys and the log
-NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
 
 
 def run(settings: Settings, found: Deployment) -> None:
@@ -62,9 +54,10 @@ async def _run(settings: Settings, found: Deployment) -> None:
         service = await stack.enter_async_context(serving(settings, found))
         _listen("serve.port", outside)
         _listen("serve.internal_port", inside)
+        most = connections.most(serve)
         servers = [
-            (_Server(_config(public(service), serve, tls=True)), outside),
-            (_Server(_config(internal(service), serve, tls=False)), inside),
+            (_Server(public(service), serve, most, _certificate(serve)), outside),
+            (_Server(internal(service), serve, most), inside),
         ]
         await _until_told(service, servers, told)
     log.info(Event.SERVE_STOPPED, pid=os.getpid())
@@ -145,151 +138,48 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _config(app: Any, serve: Serve, *, tls: bool) -> uvicorn.Config:
-    # What it says of malformed requests is a stranger's to repeat; what matters, our own events say.
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    config = uvicorn.Config(
-        app, http=_protocol(serve), loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_TIMEOUT_S,
-        timeout_graceful_shutdown=serve.stop_timeout_s, backlog=BACKLOG,
-        ssl_certfile=serve.tls_certfile if tls else None, ssl_keyfile=serve.tls_keyfile if tls else None,
-    )  # fmt: skip
+def _certificate(serve: Serve) -> ssl.SSLContext | None:
+    if serve.tls_certfile is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        config.load()
+        context.load_cert_chain(serve.tls_certfile, serve.tls_keyfile)
     except OSError as error:
         raise ConfigError(f"setting serve.tls_certfile: {serve.tls_certfile} cannot be loaded: {error}") from None
-    return config
-
-
-def _connections_max(serve: Serve) -> int:
-    """Of one listener: as configured, or what the process may have descriptors for, so that Kafka is not out of reach
-    for want of one. Its own limit is raised as far as that is permitted.
-    """
-    wanted = 2 * serve.connections_max + DESCRIPTORS_KEPT
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < wanted:  # below 0: without limit
-        soft = wanted if hard < 0 else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return serve.connections_max if soft < 0 else max(1, (min(wanted, soft) - DESCRIPTORS_KEPT) // 2)
+    return context
 
 
 class _Server(uvicorn.Server):
     """One of two in a process that has its own way to be told to stop."""
 
+    def __init__(self, app: Any, serve: Serve, most: int, certificate: ssl.SSLContext | None = None) -> None:
+        # What it says of malformed requests is a stranger's to repeat; what matters, our own events say.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self._certificate, self._most = certificate, most
+        super().__init__(uvicorn.Config(
+            app, http=connections.protocol(serve, most), loop="none", ws="none", lifespan="off", log_config=None,
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=connections.IDLE_TIMEOUT_S,
+            timeout_graceful_shutdown=serve.stop_timeout_s, backlog=BACKLOG,
+        ))  # fmt: skip
+        self.config.load()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
-
-def _protocol(serve: Serve) -> type[HttpToolsProtocol]:
-    connections_max = _connections_max(serve)
-
-    class Guarded(HttpToolsProtocol):
-        """uvicorn's, with limits on bytes and time where the application, which reads the body, sets none.
-
-        A head, what stands between a body's parts and behind it, and what follows a request have as many bytes as
-        headers may have. The rest of a body that was answered before its end is dropped as it comes, for a while.
-        """
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._in_head = False
-            self._body_over = True
-            self._unread: asyncio.TimerHandle | None = None
-            self._end_in(HEAD_TIMEOUT_S)
-            self._look()
-            self._go_on()
-            if len(self.connections) > connections_max:
-                self._refuse(Problem("overloaded", "there are as many connections as may be"))
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._looking.cancel()
-            self._end_of_unread()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._in_head = True
-            self._go_on()
-            self._end_in(HEAD_TIMEOUT_S)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            # A field behind the body is no header (RFC 9110 section 6.5.1), and there is no end of such fields.
-            if self._in_head:
-                super().on_header(name, value)
-
-        def on_headers_complete(self) -> None:
-            self._end_s = math.inf
-            self._in_head = self._body_over = False
-            self._go_on()
-            super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            self._go_on()
-            super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            super().on_message_complete()
-            self._body_over = True
-            self._go_on()
-            if self.cycle.response_complete:
-                self._end_in(IDLE_TIMEOUT_S)
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if not self.cycle.response_complete or self._in_head:
-                return  # another request is under way
-            # Most clients send all of a body before they read: closing at once would lose them the answer.
-            self._end_in(IDLE_TIMEOUT_S if self._body_over else REST_TIMEOUT_S)
-
-        def data_received(self, data: bytes) -> None:
-            self._went_on = False
-            super().data_received(data)
-            # What came with the end of one part is not all of the next: counting begins with what comes alone.
-            if not self._went_on and not self.transport.is_closing():
-                self._came_bytes += len(data)
-                if self._came_bytes > serve.headers_max_bytes:
-                    self._refuse(Problem("headers_too_large"))
-
-        def _go_on(self) -> None:
-            """Another part begins, or more of a body is there: bytes are counted anew."""
-            self._came_bytes, self._went_on = 0, True
-
-        def _end_in(self, timeout_s: float) -> None:
-            self._end_s = self.loop.time() + timeout_s
-
-        def _look(self) -> None:
-            if self.loop.time() < self._end_s:
-                self._looking = self.loop.call_later(LOOK_EVERY_S, self._look)
-            elif self.transport.get_write_buffer_size():
-                self.transport.abort()  # closed, it would wait for its reader
-            elif not self.transport.is_closing():
-                self.transport.close()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._end_of_unread()
-            self._unread = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            self._end_of_unread()
-            super().resume_writing()
-
-        def _end_of_unread(self) -> None:
-            if self._unread is not None:
-                self._unread.cancel()
-
-        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says more
-            self._refuse(Problem("request_malformed", NO_HTTP))
-
-        def _refuse(self, problem: Problem) -> None:
-            """To what is no request, and will never be one; while another waits for its answer, it would be that."""
-            if self.cycle is None or self.cycle.response_complete:
-                body = problem.body()
-                fields = {"content-type": MEDIA_TYPE, "content-length": len(body), **problem.headers}
-                head = "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "connection: close\r\n\r\n"
-                self.transport.write(STATUS_LINE[problem.status] + head.encode() + body)
-            self._end_in(REST_TIMEOUT_S)
-            self.transport.close()
-
-    return Guarded
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._certificate is None or sockets is None:
+            await super().startup(sockets)
+            return
+        await self.lifespan.startup()
+        made: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        make = functools.partial(
+            made, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )  # fmt: skip
+        there = self.server_state.connections
+        servers: list[Any] = []  # what is asked of an asyncio.Server here they have
+        for each in sockets:
+            each.listen(BACKLOG)
+            servers.append(connections.Secured(each, self._certificate, self._most, there, make))
+        self.servers = servers
+        self.started = True

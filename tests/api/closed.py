@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from app.api import server
 from app.api.application import internal, public
 from app.api.service import Service
@@ -61,7 +63,7 @@ def unconnected(directory: Path, *, issuer: str = Issuer().issuer, **serve: Any)
 async def listening(service: Service) -> AsyncIterator[str]:
     """The service on a listener, served by the program's own server within this event loop; the address."""
     listener = server._bound("serve.port", "127.0.0.1", 0)
-    serving = server._Server(server._config(public(service), service.settings.serve, tls=False))
+    serving = server._Server(public(service), service.settings.serve, service.settings.serve.connections_max)
     task = asyncio.create_task(serving.serve([listener]))
     while not serving.started:  # noqa: ASYNC110 - it has no event for it
         await asyncio.sleep(0.01)
@@ -84,8 +86,11 @@ def closed_door(directory: Path, **serve: Any) -> Iterator[Closed]:
         service = unconnected(directory, **serve)
         listeners = [server._bound("serve.port", "127.0.0.1", 0) for _ in range(2)]
         addresses.extend(server._address(each) for each in listeners)
-        made = [public(service), internal(service)]
-        servers = [server._Server(server._config(app, service.settings.serve, tls=False)) for app in made]
+        given = service.settings.serve
+        servers = [
+            server._Server(public(service), given, given.connections_max, server._certificate(given)),
+            server._Server(internal(service), given, given.connections_max),
+        ]
         running = [asyncio.create_task(each.serve([at])) for each, at in zip(servers, listeners, strict=True)]
         while not all(each.started for each in servers):  # noqa: ASYNC110 - they have no event for it
             await asyncio.sleep(0.01)
@@ -96,7 +101,11 @@ def closed_door(directory: Path, **serve: Any) -> Iterator[Closed]:
         await asyncio.gather(*running)
         await service.cluster.stop()
 
-    thread = threading.Thread(target=asyncio.run, args=(run(),), name="door")
+    def live() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run())
+
+    thread = threading.Thread(target=live, name="door")
     thread.start()
     try:
         assert up.wait(30)

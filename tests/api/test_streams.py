@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api import reading, server
+from app.api import connections, reading
 from app.api.places import Places
 from app.api.receipts import QUEUE_MAX, Receipts, Told
 from app.stream.log import Watermarks
@@ -200,7 +200,7 @@ async def test_one_emitter_takes_some_of_the_streams_and_all_emitters_no_more_th
 async def test_a_reader_that_reads_nothing_any_more_keeps_no_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "UNREAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "UNREAD_TIMEOUT_S", 0.3)
     async with a_door(tmp_path, monkeypatch) as (receipts, url):
         receipts._tails = [SimpleNamespace(position=0)]  # type: ignore[list-item]
         with socket.socket() as wire:

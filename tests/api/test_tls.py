@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.api import connections
+from tests.api.closed import Closed, closed_door
 from tests.api.conftest import Deployment
 from tests.cli.program import tollgate
 from tests.support.certificates import certificates
 from tests.support.doors import DoorProcess
 from tests.support.issuer import JOB
 
-pytestmark = [pytest.mark.broker, pytest.mark.filterwarnings("ignore:ssl.TLSVersion")]
+pytestmark = pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+ASKED = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture
@@ -31,6 +37,7 @@ def secured(deployment: Deployment, tmp_path: Path) -> Iterator[tuple[str, Path]
         assert door.stop() == 0
 
 
+@pytest.mark.broker
 def test_a_door_with_a_certificate_takes_triggers_over_tls_alone(
     deployment: Deployment, secured: tuple[str, Path]
 ) -> None:
@@ -50,6 +57,7 @@ def test_a_door_with_a_certificate_takes_triggers_over_tls_alone(
         httpx.get(f"https://{address}/.well-known/jwks.json", verify=trusting)
 
 
+@pytest.mark.broker
 @pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "of something else"])
 def test_a_certificate_that_cannot_be_loaded_is_told_by_its_setting(
     deployment: Deployment, tmp_path: Path, content: str | None
@@ -61,3 +69,84 @@ def test_a_certificate_that_cannot_be_loaded_is_told_by_its_setting(
     assert said.code == 2
     assert "serve.tls_certfile" in said.err
     assert "Traceback" not in said.err
+
+
+# ── connections, with nothing behind the door ──
+
+
+@contextmanager
+def closed(directory: Path, **serve: int) -> Iterator[tuple[Closed, ssl.SSLContext]]:
+    authority, chain = certificates(directory)
+    with closed_door(directory, tls_certfile=chain, **serve) as door:
+        yield door, ssl.create_default_context(cafile=str(authority))
+
+
+@contextmanager
+def connected(door: Closed) -> Iterator[socket.socket]:
+    host, _, port = door.public_at.partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as silent:
+        yield silent
+
+
+def is_served(door: Closed, trusting: ssl.SSLContext) -> bool:
+    try:
+        return httpx.get(f"https://{door.public_at}/openapi.json", verify=trusting).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def until_served(door: Closed, trusting: ssl.SSLContext) -> None:
+    deadline = time.monotonic() + 10
+    while not is_served(door, trusting):
+        assert time.monotonic() < deadline
+
+
+def test_a_connection_has_a_place_before_it_has_said_a_word(tmp_path: Path) -> None:
+    with closed(tmp_path, connections_max=2) as (door, trusting):
+        with connected(door), connected(door) as second:
+            assert not is_served(door, trusting)
+            with trusting.wrap_socket(second, server_hostname="127.0.0.1") as secured:  # who was there stays
+                secured.sendall(ASKED)
+                assert secured.recv(12) == b"HTTP/1.1 200"
+                assert not is_served(door, trusting)
+        until_served(door, trusting)
+
+
+def test_a_connection_that_shakes_no_hands_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
+    with closed(tmp_path, connections_max=1) as (door, trusting), connected(door) as silent:
+        until_served(door, trusting)
+        assert silent.recv(1) == b""
+
+
+def test_a_peer_that_does_not_close_its_side_keeps_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IDLE_TIMEOUT_S", "REST_TIMEOUT_S"):
+        monkeypatch.setattr(connections, name, 0.3)
+    with closed(tmp_path, connections_max=1) as (door, trusting), connected(door) as raw:
+        idle = trusting.wrap_socket(raw, server_hostname="127.0.0.1")
+        idle.sendall(ASKED)
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        until_served(door, trusting)
+
+
+def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(tmp_path: Path) -> None:
+    with closed(tmp_path) as (door, trusting), connected(door) as raw:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = trusting.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65_536))
+        client.write(ASKED)
+        raw.sendall(outgoing.read())  # the last of the handshake, and the request
+        answer = b""
+        while not answer:
+            incoming.write(raw.recv(65_536))
+            try:
+                answer = client.read(12)
+            except ssl.SSLWantReadError:
+                continue
+        assert answer == b"HTTP/1.1 200"

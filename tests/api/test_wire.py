@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from app.api import server
+from app.api import connections
 from app.config import Serve
+from app.logs import Event
 from tests.api.closed import Closed, closed_door, listening, unconnected
 from tests.api.test_caller import live, tables
 from tests.support.tokens import token
@@ -81,10 +82,13 @@ def test_connections_leave_descriptors_for_kafka(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, asked: int, raised: int | None, given: int
 ) -> None:
     limits: list[tuple[int, int]] = []
+    warned: list[object] = []
+    monkeypatch.setattr(connections.log, "warning", lambda event, **_: warned.append(event))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
-    assert server._connections_max(Serve(connections_max=asked)) == given
+    assert connections.most(Serve(connections_max=asked)) == given
     assert limits == ([] if raised is None else [(raised, hard)])
+    assert warned == ([Event.SERVE_FEWER] if given < asked else [])
 
 
 def takes(wire: socket.socket, more: bytes, count: int) -> bool:
@@ -141,7 +145,7 @@ def test_who_is_answered_before_its_body_has_ended_may_end_it_and_go_on(door: Cl
 def test_a_body_that_goes_on_after_its_answer_goes_on_only_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "REST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "REST_TIMEOUT_S", 0.3)
     with closed_door(tmp_path) as door, connected(door.public_at) as wire:
         wire.sendall(CHUNKED)
         assert b'"reason":"token_missing"' in answered(wire)
@@ -152,7 +156,7 @@ def test_a_body_that_goes_on_after_its_answer_goes_on_only_for_a_while(
 def test_a_connection_on_which_no_request_begins_is_ended_whatever_else_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 1)
+    monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 1)
     with closed_door(tmp_path) as door, connected(door.public_at) as wire:
         wire.sendall(said[:-2])
         time.sleep(0.1)
