@@ -78,6 +78,7 @@ class Issuing:
         self._live: dict[str, Issued] = {}  # by jti
         self._live_of: dict[str, dict[str, Issued]] = {}  # by identity and by subject, then by jti
         self._issued_to: Counter[str] = Counter()  # how many of them, by identity
+        self._under_way: Counter[str] = Counter()  # how many may be added to them
         self._swept_s = 0
         self._refusals, self._pace = Refusals(), Pace(settings.serve.client_requests_per_s)
 
@@ -150,9 +151,7 @@ class Issuing:
             self._forget(self._live.pop(jti))
 
     def _forget(self, record: Issued) -> None:
-        self._issued_to[record.identity] -= 1
-        if not self._issued_to[record.identity]:
-            del self._issued_to[record.identity]
+        _count_down(self._issued_to, record.identity)
         for name in {record.identity, record.subject}:
             self._live_of[name].pop(record.jti, None)
             if not self._live_of[name]:
@@ -186,13 +185,20 @@ class Issuing:
         name = client.identity.name
         self._pace.take(name, time.monotonic())
         self._sweep(int(time.time()))
-        if self._issued_to[name] >= self._settings.serve.client_tokens_max:
-            raise Problem("client_has_too_many")
+        if self._issued_to[name] + self._under_way[name] >= self._settings.serve.client_tokens_max:
+            full = Problem("client_has_too_many", headers={"Retry-After": str(SWEEP_EVERY_S)})
+            await self._issuer.deny(
+                Denied(full.code, full.told.meaning), wanted.request(name, client.identity.org_id), name
+            )  # fmt: skip
+            raise full
         birth_id_of = self._tables.world.objects.get
+        self._under_way[name] += 1
         try:
             made = await self._issuer.issue(client, self.rights, wanted, birth_id_of, current=self._current)
         except (KeystoreError, OSError) as error:
             raise _keys_unavailable(error) from None
+        finally:
+            _count_down(self._under_way, name)
         return made if isinstance(made, Denied) else made[0]
 
     def _current(self, client: Client) -> Client | Denied:
@@ -254,6 +260,13 @@ class Issuing:
             if not isinstance(error, TimeoutError):
                 self._producer.renew(producer)
             raise Problem("outcome_unknown") from None
+
+
+def _count_down(counts: Counter[str], name: str) -> None:
+    """What is counted no more leaves no name behind."""
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
 
 
 def _keys_unavailable(error: Exception) -> Problem:

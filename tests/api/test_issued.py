@@ -232,11 +232,21 @@ async def test_one_identity_has_no_more_tokens_out_than_it_may_until_they_expire
     with pytest.raises(Problem) as raised:
         await made.issue(CLIENT, WANTED)
     assert (raised.value.status, raised.value.code) == (429, "client_has_too_many")
-    assert len(written) == 1
+    assert raised.value.headers["Retry-After"] == "60", "nothing is forgotten before"
+    assert len(written) == 2, "and the record of the refusal"
     made._live = {jti: msgspec.structs.replace(each, expires_at_s=0) for jti, each in made._live.items()}
     made._swept_s = 0
     assert isinstance(await made.issue(CLIENT, WANTED), Minted)
     assert not made._issued_to
+
+
+async def test_tokens_on_their_way_to_the_record_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _, written = with_keys(tmp_path, monkeypatch, unconnected(tmp_path, client_tokens_max=2))
+    results = await asyncio.gather(*(made.issue(CLIENT, WANTED) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(each, Minted) for each in results) == 2
+    assert {each.code for each in results if isinstance(each, Problem)} == {"client_has_too_many"}
+    assert len(written) == 20
+    assert not made._under_way
 
 
 async def test_a_revocation_that_is_in_force_is_not_written_again(
