@@ -23,6 +23,7 @@ from app.stream.store import Store, StoreLocked
 from app.telemetry import RESTORE_SECONDS, RESTORED_ENTRIES, Event, log
 
 CHECKPOINT_READ_BACK: Final = 200  # records from the end: one is written a transaction, markers take offsets
+LOOKS_MAX: Final = 10  # for a checkpoint: somebody who writes there without end must not hide that there is none
 PROGRESS_EVERY_S: Final = 5.0
 
 
@@ -96,10 +97,10 @@ def _unfit(store: Store, marks: Watermarks, keep_tombstones_ms: int) -> str | No
 async def last_checkpoint(source: Log, partition: Partition, birth_id: str, lanes: int) -> Checkpoint:
     """The newest committed checkpoint of a lane. Raises CheckpointLost.
 
-    Where none is found, but more was written meanwhile, it looks again: while a zombie reads, the lane's owner writes a
-    newer one, and compaction takes the older ones from under its eyes.
+    Where none is found, or it was deleted, but more was written meanwhile, it looks again: while a zombie reads, the
+    lane's owner writes a newer one, and compaction takes the older ones from under its eyes.
     """
-    while True:
+    for _ in range(LOOKS_MAX):
         marks = await source.watermarks(partition)
         newest = await _newest(source, partition, marks)
         if newest is not None and newest.value is not None:

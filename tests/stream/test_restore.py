@@ -226,6 +226,12 @@ async def test_a_lane_without_a_checkpoint_is_lost_and_begins_nowhere(left: tupl
         await restore.last_checkpoint(source, ("checkpoints", 3), "birth", 12)
 
 
+async def test_who_writes_there_without_end_does_not_hide_that_there_is_no_checkpoint() -> None:
+    source: Any = Compacted(list(range(10, 10_000)))
+    with pytest.raises(restore.CheckpointLost):
+        await restore.last_checkpoint(source, ("checkpoints", 3), "birth", 12)
+
+
 def test_every_checkpoint_written_can_be_read() -> None:
     row = ROW
     written = outputs.checkpoint(row)
