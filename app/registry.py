@@ -278,7 +278,7 @@ def _change(
 
 
 def _absent(definition: Definition, present: Mapping[bytes, bytes]) -> tuple[str, ...]:
-    """What an identity gets no token without: its roles may be written after it, and are asked for when it issues."""
+    """What an identity gets no token without, or no host token: it may be written later, and is asked for then."""
     if definition.kind != "identities":
         return ()
     platform = definition.members.get("platform")

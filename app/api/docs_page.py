@@ -124,6 +124,7 @@ def _members(schema: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         values = [member["const"]] if "const" in member else member.get("enum", [])
         told = [member["description"]] if "description" in member else []
         told += [" or ".join(values)] if values else []
+        told += [f"left out: {member['default']}"] if "default" in member else []
         yield name, "required" if name in schema["required"] else "", "; ".join(told)
 
 

@@ -129,7 +129,7 @@ GET_STREAM: Final[Operation] = {
     "tags": ["receipts"],
     "summary": "Your receipts as they come (server-sent events)",
     "description": "Events `receipt`, whose data is a receipt; `gap` when Last-Event-ID lies too far back. "
-    f"It ends when the token is no longer honoured. An emitter may have {EMITTER_STREAMS_MAX} open at once.",
+    f"It ends when the token is no longer honoured. An emitter may have {EMITTER_STREAMS_MAX} open at one instance.",
     "security": [*_TOKEN, *_USER],
     "parameters": [_header("Last-Event-ID", "the id of the last event that was read: nothing after it is missed")],
     "responses": {
@@ -195,7 +195,7 @@ POST_TOKEN: Final[Operation] = {
     "security": _CLIENT_OR_FORM,
     "requestBody": _form(
         "grant_type", grant_type={"enum": ["client_credentials", exchange.GRANT_TYPE]},
-        subject_token=_said("of whom it acts for, to be exchanged"), subject_token_type=_TOKEN_TYPE,
+        subject_token=_said("of whom it acts for; an exchange needs it and its type"), subject_token_type=_TOKEN_TYPE,
         requested_token_type=_TOKEN_TYPE,
         audience=_said("of this deployment's tokens, if any is named; or resource"),
         scope=_said("job:NAME, several with spaces between; or authorization_details"),
@@ -203,7 +203,8 @@ POST_TOKEN: Final[Operation] = {
         uses={"enum": ["once", "many"], "default": "once"},
         lifetime_s={"type": "string", "pattern": "^[0-9]{1,9}$",
                     "description": "seconds; left out: 300, or what the roles allow below that"},
-        idempotency_key=_said("goes into the token"), subject=_said("whom it speaks for; left out: the client"),
+        idempotency_key=_said("goes into the token"),
+        subject=_said("whom it speaks for; left out: the client, or the subject of subject_token"),
     ),
     "responses": {"200": {"description": "the token", **_content(JSON, _ref("IssuedToken"))},
                   **_oauth_errors(400, 401, 429)},

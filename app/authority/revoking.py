@@ -16,7 +16,7 @@ from app.gate.redact import redact
 from app.gate.revocation import KEEP_FOR_EVER, Revocation, Selector, revocation_record
 
 REASON_MAX_CHARACTERS: Final = 160
-_WHOLE: Final = ("jti", "kid", "issuer")  # revoked with all that is, whenever it was issued
+_WHOLE: Final = ("kid", "issuer")  # revoked with all that is, whenever it was issued
 
 
 def reason_fault(reason: str) -> str | None:
@@ -52,7 +52,8 @@ def revocation(
 def shown(entry: Revocation) -> dict[str, Any]:
     """Its members for people and programs; `since_s` is None where tokens of any time are refused."""
     members: dict[str, Any] = msgspec.to_builtins(entry)
-    return members | {"since_s": None} if entry.selector in _WHOLE else members
+    whole = entry.selector in _WHOLE or entry.since_s >= limits.NUMERIC_DATE_MAX_S
+    return members | {"since_s": None} if whole else members
 
 
 def record_of(entry: Revocation) -> Record:

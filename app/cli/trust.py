@@ -159,8 +159,9 @@ def _apply(
     common.print_rows(rows, CHANGE_COLUMNS, output)
     for change in changes:
         for absent in change.absent:
+            what = "host token" if absent.startswith("platform ") else "token"
             common.say(
-                f"WARNING: {change.name} gets no token: the registry has no {absent}; `tollgate policy apply FILE` "
+                f"WARNING: {change.name} gets no {what}: the registry has no {absent}; `tollgate policy apply FILE` "
                 "writes one"
             )
     if dry_run:

@@ -62,6 +62,10 @@ def test_the_page_shows_every_route_and_reason_and_fetches_nothing(door: Closed)
         assert f"<code>{path}</code>" in answer.text
     for code in (*(each.code for each in (*REASONS, *FAULTS, *DENIALS)), *get_args(ErrorCode)):
         assert f"<td>{code}<" in answer.text
+    for name, what in (
+        ("authorization_details", "JSON: one object of type job_trigger"), ("uses", "once or many; left out: once"),
+    ):  # fmt: skip
+        assert f"<tr><td>{name}<td><td>{what}<" in answer.text, "the members of forms"
     assert not re.search(
         r"<(script|link|img|iframe)\b|\bsrc=|url\(|@import|https?://", answer.text.replace("http://", "")
     )

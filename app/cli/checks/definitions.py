@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _UNREADABLE: Final[dict[Kind, str]] = {
     "identities": "gates refuse its tokens, and it gets none: mend it, or `tollgate identities remove`",
     "roles": "whoever has it gets no token: mend it and `tollgate policy apply`",
-    "platforms": "its hosts get no token: mend it and `tollgate policy apply`",
+    "platforms": "its hosts get no host token: mend it and `tollgate policy apply`",
     "rules": "it may deny something, so every lane holds: mend it and `tollgate policy apply`, or remove it",
 }
 
