@@ -124,9 +124,14 @@ def storm(play: Play) -> None:
     play.stage.until_all_decide("the storm")
 
 
+IN_VAIN_MAX = 2
+
+
 def held_ends(play: Play) -> None:
     ends = Ends(play.stage)
+    in_vain = 0  # where the rule that this is about is switched off, lanes stop one by one
     for left in play.going(play.count):
+        before = play.effective
         # A third in the abort form: those are asked for when a lane is taken anew, as after each held commit.
         at_once = min(left, 6)
         aborts = at_once // 3
@@ -134,6 +139,9 @@ def held_ends(play: Play) -> None:
         if aborts:
             ends.hold(play.row, proxy.INIT_PRODUCER_ID, aborts)
         play.stage.until(lambda: ends.idle, network.DUE_S)
+        in_vain = in_vain + 1 if play.effective == before else 0
+        if in_vain == IN_VAIN_MAX:
+            break
     ends.give_up()
     play.stage.until_all_decide("held ends")
     codes = [code for between in play.stage.proxies for code in between.late]
