@@ -10,6 +10,7 @@ from typing import Final
 from app.issuer.files import write_atomically
 
 LOOPBACK: Final = "127.0.0.1"
+BROKER_SESSION_MS: Final = 5_000
 
 JAVA_OPTIONS: Final = (
     "-Xmx512m",
@@ -81,7 +82,7 @@ def server_properties(node: Node, cluster: Sequence[Node], extra: Mapping[str, s
         # How soon an abandoned transaction is found to have timed out: 10 s by default, on top of its timeout.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
         # How soon a killed node is missed: 9 s by default.
-        "broker.session.timeout.ms": "5000",
+        "broker.session.timeout.ms": str(BROKER_SESSION_MS),
         "broker.heartbeat.interval.ms": "1000",
         "num.network.threads": "2",
         "num.io.threads": "4",
