@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tests.support.broker import real_kafka
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile("fuzz" if os.environ.get("TOLLGATE_FUZZ") else "suite")
+
+# A shell that starts us in the background has Ctrl-C ignored, and so would the programs we send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIRST = (
     "test_simulation.py", "test_campaign.py", "test_bench.py", "test_gates.py", "test_programs.py", "test_kafka.py",
