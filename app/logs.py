@@ -36,6 +36,7 @@ class Event:
     STORE_LOCKED: Final = "store_locked"
     RESTORED: Final = "restored"
     COMMIT_UNKNOWN: Final = "commit_unknown"
+    TRANSACTION_TORN: Final = "transaction_torn"
     INTERNAL_DENY: Final = "internal_deny"
     TABLE_RECORD_BAD: Final = "table_record_bad"
     TABLE_LOADED: Final = "table_loaded"

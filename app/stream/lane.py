@@ -25,6 +25,7 @@ from app.gate.token import KeyWanted
 from app.stream import restore
 from app.stream import store as stores
 from app.stream.clock import LaneClock
+from app.stream.doubt import Doubt
 from app.stream.holding import CLOCK, KEYS, TABLES_BEHIND, TABLES_STALE, TABLES_UNREAD, Holds, Waiting
 from app.stream.judging import Judge
 from app.stream.log import CommitUnknown, Fenced, Log, OffsetGone, Tail, Unreadable, Writer
@@ -57,6 +58,7 @@ PROBE_S: Final = 1.0
 BEHIND_ALARM_S: Final = 1.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
+SETTLE_S: Final = 5.0  # for a lane that is let go in doubt of its last transaction
 FAILING_MAX_S: Final = 60.0  # of an unknown kind, with nothing decided meanwhile: a disk may be full for a while
 TURN_SHRINKS_BY: Final = 8
 
@@ -109,6 +111,7 @@ class Lane:
         self._triggers: Tail | None = None
         self._handoffs: Tail | None = None
         self._checkpoint: Checkpoint | None = None
+        self._doubt: Doubt | None = None
         self._clock = LaneClock(0, shared.clock_tolerance_ms)
         self._handed, self._arrived = Waiting(), Waiting()  # taken from the two
         self._holds = Holds(number)
@@ -131,13 +134,24 @@ class Lane:
             self._stop(f"it ended by {type(error).__name__}: {str(error)[:200]}")
 
     async def release(self) -> None:
-        """Finish the turn under way and let everything go. A lane still being taken is let go at once."""
+        """Finish the turn under way and let everything go. A lane still being taken is let go at once.
+
+        But for one in doubt: nobody else has the records of its last transaction. It has `SETTLE_S`.
+        """
         self._released = True
         self._wake.set()
-        if self._task is not None:
-            if self.state in (State.TAKING, State.RETRYING):
-                self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task = self._task
+        if task is None:
+            return
+        if self._doubt is None and self._has_no_turn:
+            task.cancel()
+        while not (await asyncio.wait([task], timeout=SETTLE_S))[0]:
+            if self._has_no_turn:
+                task.cancel()
+
+    @property
+    def _has_no_turn(self) -> bool:
+        return self.state in (State.TAKING, State.RETRYING)
 
     @property
     def failing_s(self) -> float:
@@ -154,7 +168,7 @@ class Lane:
     async def _live(self) -> None:
         retry_s, gone = RETRY_FIRST_S, False
         try:
-            while not self._released:
+            while not self._released or self._doubt is not None:
                 try:
                     self._enter(State.TAKING)
                     await self._take()
@@ -234,8 +248,8 @@ class Lane:
             log.warning(Event.STORE_WIPED, lane=self.number, why="it failed while in use")
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep that a release ends early."""
-        if not self._released:
+        """Sleep that a release ends early, unless there is something to settle first."""
+        if not self._released or self._doubt is not None:
             self._wake.clear()
             await self._until_woken(seconds)
 
@@ -251,6 +265,11 @@ class Lane:
         began = time.monotonic()
         # 1 the lock: fences the former owner and ends its transaction
         self._writer = await self._log.fence(f"{shared.prefix}lane-{number}", shared.owner)
+        if self._doubt is not None:
+            await self._doubt.settle(self._log, self._writer)
+            self._doubt = None
+        if self._released:
+            return
         # 2 the local store and the changelog, 3 the checkpoint and its offsets: neither needs the other
         checkpoint, _ = await together(self._checkpoint_in_reach(), self._bring_store_up_to_date())
         positions = {Topic.TRIGGERS: checkpoint.triggers_offset, Topic.HANDOFFS: checkpoint.handoffs_offset}
@@ -437,6 +456,8 @@ class Lane:
             raise
         except Exception as error:
             if isinstance(error, CommitUnknown):
+                if error.placed and len(parts) > 1:  # of one partition all is there, or nothing
+                    self._doubt = Doubt(parts, error.placed, checkpoints)
                 TRANSACTIONS.labels("unknown").inc()
                 log.warning(Event.COMMIT_UNKNOWN, lane=self.number)
             self._turn_records = max(self._turn_records // TURN_SHRINKS_BY, 1)

@@ -16,12 +16,23 @@ from app.gate.trigger import Record
 Partition = tuple[str, int]  # topic with prefix, partition
 
 
+class Placed(NamedTuple):
+    """Where one partition's records of a transaction landed."""
+
+    base_offset: int
+    appended_at_ms: int  # -1 where the topic has CreateTime
+
+
 class Fenced(Exception):  # noqa: N818 - the field's word
     """Another owner has taken the lane's transactional id, or the transaction timed out: the two look the same."""
 
 
 class CommitUnknown(Exception):  # noqa: N818
     """The transaction's end is not known, or it failed. The writer is dead: fence anew and read the checkpoint."""
+
+    def __init__(self, why: str, placed: Mapping[Partition, Placed] | None = None) -> None:
+        super().__init__(why)
+        self.placed = placed or {}  # where its records are, when a commit was asked for that may have been done
 
 
 class OffsetGone(Exception):  # noqa: N818
@@ -42,13 +53,6 @@ def require_read(record: Record, topic: str) -> None:
     """Raises Unreadable for a record whose batch was not read: passed over, it might be one that matters."""
     if record.batch_fault is not None:
         raise Unreadable(f"{topic} at {record.offset}: {record.batch_fault}")
-
-
-class Placed(NamedTuple):
-    """Where one partition's records of a transaction landed."""
-
-    base_offset: int
-    appended_at_ms: int  # -1 where the topic has CreateTime
 
 
 class Watermarks(NamedTuple):

@@ -99,6 +99,7 @@ class KafkaWriter:
             raise CommitUnknown(f"this writer is dead: {self._dead}")
         # Dead until proven alive: an exception, a timeout and a cancelled await all leave it so.
         self._dead = "a transaction was begun and its end is not known"
+        placed: Mapping[Partition, Placed] = {}
         try:
             async with asyncio.timeout(self._deadline_s):
                 await self._add_partitions(parts)
@@ -112,7 +113,7 @@ class KafkaWriter:
             # A leader may have moved: whoever fences anew must not ask the old one again.
             self._client.force_metadata_update()
             told = str(error) or type(error).__name__
-            raise CommitUnknown(f"{told}, before the end of the transaction was known") from error
+            raise CommitUnknown(f"{told}, before the end of the transaction was known", placed) from error
         self._dead = None
         return placed
 

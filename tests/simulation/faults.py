@@ -22,6 +22,13 @@ KINDS: Final = {
 # And what may happen to a request of a writer, at random.
 LOSSES: Final = ("request lost", "answer lost", "end held", "black hole")
 HELD_MAX_S: Final = 2.5
+# Where transactions are torn, these: who wrote one can complete it, and nobody else. And no retention, which here deletes
+# at once what was torn before anybody could ask for it.
+KINDS_OF_TORN: Final = (
+    "broker down", "leaders move", "slow network", "clock off", "disk full", "compaction",
+    "emitter's transaction", "coordinator loads", "hijack",
+)  # fmt: skip
+TORN_EVERY: Final = 16  # worlds
 
 
 @dataclass
@@ -55,6 +62,9 @@ def plan(seed: int) -> Plan:
     quiet = dice.random() < 0.125
     kinds = tuple(kind for kind in KINDS if dice.random() < 0.45)
     losses = {kind: dice.choice((0.0, 0.01, 0.03)) for kind in LOSSES}
+    if seed % TORN_EVERY == TORN_EVERY - 1:
+        kinds = tuple(kind for kind in kinds if kind in KINDS_OF_TORN)
+        losses["torn"] = 0.05
     return Plan(
         seed=seed, random=dice, lanes=dice.randint(2, 4), gates=dice.choice((2, 2, 3)), nodes=dice.choice((1, 2, 3)),
         fifo=dice.random() < 0.6, latency_s=dice.choice((0.0005, 0.002, 0.01)),
@@ -97,6 +107,9 @@ class Weather:
         elif is_end and dice.random() < losses["end held"] * 3:
             verdict.fate, verdict.held_s = Fate.HOLD, dice.random() ** 2 * HELD_MAX_S
             self.injected["end held"] += 1
+        elif is_end and (often := losses.get("torn")) and dice.random() < often:
+            verdict.fate = Fate.TEAR
+            self.injected["torn"] += 1
         elif dice.random() < losses["black hole"] / 3:
             verdict.fate = Fate.BLACK_HOLE
             self.injected["black hole"] += 1

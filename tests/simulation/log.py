@@ -236,6 +236,17 @@ class Broker:
                 code = INVALID_TXN_STATE
         return SimpleNamespace(error_code=code)
 
+    def tear(self, node: int, request: EndTxnRequest) -> bool:
+        """An end as a coordinator does it that is fenced meanwhile: some partitions are told of a commit, and whoever
+        coordinates from now on has not heard of it. Whether there was anything to tear.
+        """
+        wrong, known = self._wrong(request)
+        if self._refuses(node, request._transactional_id) or wrong or known is None or known.state is not State.ONGOING:
+            return False
+        for partition in self.random.sample(sorted(known.partitions), self.random.randint(0, len(known.partitions))):
+            self.logs[partition].mark(known.producer_id, known.epoch, True, self.now_ms)
+        return True
+
     def _decide(self, known: Transaction, *, commit: bool) -> None:
         """From here on the outcome is settled; markers go out to the partitions one by one."""
         if commit:

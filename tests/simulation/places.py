@@ -23,6 +23,7 @@ from tests.simulation.log import Broker
 from tests.simulation.partition import READ_COMMITTED, Message
 from tests.simulation.scheduler import Loop, run
 from tests.simulation.wire import NETWORK, Network, Verdict
+from tests.support.markers import write_markers
 
 TRANSACTION_TIMEOUT_MS: Final = 1_000
 PATIENCE_S: Final = 20.0
@@ -36,6 +37,7 @@ class Ops(Protocol):
     async def write(self, topic: str, values: Sequence[bytes]) -> None: ...
     async def begin(self, topic: str, values: Sequence[bytes]) -> Callable[[bool], Awaitable[None]]: ...
     async def delete_before(self, topic: str, offset: int) -> None: ...
+    async def mark_committed(self, topic: str, writer: KafkaWriter) -> None: ...
 
 
 class Place:
@@ -163,6 +165,9 @@ class SimulatedOps:
     async def delete_before(self, topic: str, offset: int) -> None:
         self._broker.logs[topic, 0].delete_before(offset)
 
+    async def mark_committed(self, topic: str, writer: KafkaWriter) -> None:
+        self._broker.logs[topic, 0].mark(writer._producer_id, writer._epoch, True, self._broker.now_ms)
+
 
 def ask_simulated(contract: Contract, seed: int, *, fifo: bool = False) -> None:
     """Call it within `simulated()`."""
@@ -230,6 +235,9 @@ class RealOps:
         done = self._admin.delete_records([TopicPartition(topic, 0, offset)])
         for future in done.values():
             await asyncio.to_thread(future.result, 30)
+
+    async def mark_committed(self, topic: str, writer: KafkaWriter) -> None:
+        await asyncio.to_thread(write_markers, self._bootstrap, writer._producer_id, writer._epoch, [(topic, 0)])
 
 
 def ask_real(contract: Contract, bootstrap: str) -> None:

@@ -211,6 +211,23 @@ async def a_fence_ends_the_formers_transaction_before_it_returns(place: Place) -
 
 
 @contract
+async def a_fence_aborts_what_no_marker_has_reached_and_leaves_what_one_has(place: Place) -> None:
+    """A transaction torn, as by a coordinator that is fenced amid its markers."""
+    old = await place.fence()
+    assert await place.add(old, place.a, place.b) == 0
+    assert await place.produce(old, place.a, 0, b"1") == 0
+    assert await place.produce(old, place.b, 0, b"1") == 0
+    await place.ops.mark_committed(place.a, old)
+    await place.settled(place.a)
+    assert await place.stable(place.b) == 0
+    new = await place.fence()
+    assert (await place.values(place.a), await place.values(place.b)) == ([b"1"], [])
+    assert await place.high(place.a) == 3, "the other marker takes an offset, too"
+    await new.commit({(place.b, 0): place.outs(b"1")})
+    assert (await place.values(place.a), await place.values(place.b)) == ([b"1"], [b"1"])
+
+
+@contract
 async def a_fence_right_after_an_end_finds_it_settled(place: Place) -> None:
     for number in range(5):
         old = await place.fence()

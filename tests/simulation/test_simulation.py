@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from app.stream.doubt import Doubt
 from tests.planted.bugs import BUGS, planted
 from tests.simulation import history
 from tests.simulation.campaign import find_bug
+from tests.simulation.faults import TORN_EVERY
 from tests.simulation.world import simulate
 
 pytestmark = pytest.mark.usefixtures("replaced")
@@ -45,6 +47,19 @@ def test_the_program_as_it_is_breaks_nothing_on_any_seed() -> None:
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found_by_a_check_that_is_there_for_it(name: str) -> None:
     assert find_bug(name, BUG_SEEDS) is not None, f"not within {BUG_SEEDS} seeds"
+
+
+@pytest.mark.slow
+def test_transactions_that_kafka_tears_would_show_if_they_were_left_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def settle(*_: object) -> None:
+        """As if nobody asked."""
+
+    torn = range(TORN_EVERY - 1, TORN_EVERY * 10, TORN_EVERY)
+    outcomes = [simulate(seed)[1] for seed in torn]
+    assert sum(outcome.faults["torn"] for outcome in outcomes) > 10
+    assert [outcome.violations for outcome in outcomes] == [[]] * len(torn)
+    monkeypatch.setattr(Doubt, "settle", settle)
+    assert any(simulate(seed)[1].violations for seed in torn)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ class Fate(Enum):
     LOSE = auto()  # it never arrives
     LOSE_ANSWER = auto()  # it is done, and nobody learns it
     HOLD = auto()  # it arrives late, and nobody learns that
+    TEAR = auto()  # an EndTxn that is half done
     BLACK_HOLE = auto()  # it never arrives, and the connection looks alive
 
 
@@ -182,6 +183,11 @@ class Wire(Connections):
             if not news:
                 self._wait(node, request, response, answer, verdict)
                 return
+        elif verdict.fate is Fate.TEAR:
+            torn = broker.tear(node, request)
+            broker.tell("broker", "tears" if torn else "refuses", request)
+            _cut(answer)
+            return
         else:
             response = broker.handle(node, request)
         if verdict.fate is Fate.PASS:
