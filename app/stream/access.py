@@ -98,10 +98,11 @@ TOPIC_ACCESS: Final[dict[Topic, Mapping[Role, tuple[Operation, ...]]]] = {
     Topic.TRIGGERS: {Role.EMITTER: (_W,), Role.API: (_W,), Role.GATE: (_R,)},
     # Whoever writes here starts jobs.
     Topic.HANDOFFS: {Role.GATE: (_R, _W)},
-    Topic.JOBS: {Role.GATE: (_W,), Role.WORKER: (_R,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
-    Topic.RECEIPTS: {Role.GATE: (_W,), Role.EMITTER: (_R,), Role.API: (_R,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
-    Topic.DEAD_LETTERS: {Role.GATE: (_W,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
-    Topic.AUDIT: {Role.GATE: (_W,), Role.OPS: (_R,), Role.AUDITOR: (_R,), Role.ADMIN: (_R, _W)},
+    # What gates write they also read: whether a transaction stands that nobody has told them the end of.
+    Topic.JOBS: {Role.GATE: (_R, _W), Role.WORKER: (_R,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
+    Topic.RECEIPTS: {Role.GATE: (_R, _W), Role.EMITTER: (_R,), Role.API: (_R,), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
+    Topic.DEAD_LETTERS: {Role.GATE: (_R, _W), Role.OPS: (_R,), Role.AUDITOR: (_R,)},
+    Topic.AUDIT: {Role.GATE: (_R, _W), Role.OPS: (_R,), Role.AUDITOR: (_R,), Role.ADMIN: (_R, _W)},
     # Whoever writes here forges, or forgets, what was used.
     Topic.IDEMPOTENCY: {Role.GATE: (_R, _W), Role.API: (_R,), Role.OPS: (_R,)},
     Topic.CHECKPOINTS: {

@@ -130,6 +130,20 @@ class Cluster:
         """The last stable offset: the end as read_committed sees it, which an open transaction holds back."""
         return (await self._retried(partition, _LATEST, isolation=_COMMITTED))[1]
 
+    async def require_readable(self, topics: Sequence[str]) -> None:
+        """Raises TopicAuthorizationFailedError where one may not be read. Where nobody answers, nothing is said."""
+        await together(*map(self._require_readable, topics))
+
+    async def _require_readable(self, topic: str) -> None:
+        request = FetchRequest(0, 1, 1, _READ_COMMITTED, [(topic, [(0, ALL, 1)])])
+        try:
+            response = await self._client.send(await self._client.leader((topic, 0)), request, group="offsets")
+            error = for_code(response.topics[0][1][0][1])
+        except KafkaError:
+            return
+        if error is TopicAuthorizationFailedError:
+            raise error(topic)
+
     async def _retried(self, partition: Partition, which: int, isolation: int = _UNCOMMITTED) -> tuple[int, int]:
         async with asyncio.timeout(self._deadline_s):
             while True:

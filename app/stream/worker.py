@@ -48,6 +48,7 @@ STUCK_AFTER_S: Final = 30.0  # a lane at work that has not been round its loop f
 LOST_AFTER_S: Final = 300.0  # nor is one that tried to be taken for so long, with nothing restored meanwhile
 WORKING: Final = (State.RUNNING, State.HELD)
 NEVER_MS: Final = 2**31 - 1
+READ_BACK: Final = (Topic.JOBS, Topic.RECEIPTS, Topic.DEAD_LETTERS, Topic.AUDIT)  # by `doubt` alone
 _STICKY: Final = (StickyPartitionAssignor,)
 
 
@@ -118,6 +119,8 @@ class Worker:
         port = telemetry.port + self._index if telemetry.port else 0
         with Probes(telemetry.host, port, self.ready, self.live):
             await self._cluster.start()
+            # Read only where a transaction's end is not known: who may not must not learn it then.
+            await self._cluster.require_readable([self._shared.topics[topic] for topic in READ_BACK])
             await self._tables.start()
             if not await self._join():
                 await self._leave()
