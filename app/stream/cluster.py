@@ -36,6 +36,7 @@ RESTORE_FETCH_BYTES: Final = 4 << 20
 READ_TOLD_AFTER_S: Final = 5.0
 READ_TOLD_AGAIN_S: Final = 60.0
 RETRY_S: Final = 0.1
+LEADERS_AGAIN_S: Final = 0.5
 METADATA_MAX_AGE_MS: Final = 30_000
 ALL: Final = 1 << 31
 _READ_COMMITTED: Final = 1
@@ -83,7 +84,7 @@ class Cluster:
         self._tails: dict[Partition, KafkaTail] = {}
         self._pollers: dict[int, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        self._followed_at_s = float("-inf")
+        self._followed_at_s = self._look_again_at_s = float("-inf")
 
     async def start(self) -> None:
         """Raises KafkaError when no broker answers."""
@@ -257,20 +258,24 @@ class Cluster:
             if moved:
                 await asyncio.sleep(RETRY_S)
                 await self._client.force_metadata_update()
+                self._changed.set()  # whoever leads it now may have had nothing to ask for
 
     async def _poll_once(self, node: int) -> bool:
         """Ask for every partition the broker leads that has room. True when a leader has moved."""
-        asked = {
-            key: tail
-            for key, tail in self._tails.items()
-            if tail.wants and self._client.cluster.leader_for_partition(TopicPartition(*key)) == node
-        }
+        self._poll_all()  # a broker may have joined
+        asked: dict[Partition, KafkaTail] = {}
+        for key, tail in self._tails.items():
+            if tail.wants:
+                leader = self._client.cluster.leader_for_partition(TopicPartition(*key))
+                if leader == node:
+                    asked[key] = tail
+                elif leader is None or leader < 0:
+                    self._look_for_leaders()
         if not asked:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):  # not wait_for, which may swallow a cancellation (Python 3.11)
                     await self._changed.wait()
-            self._poll_all()  # a broker may have joined
             return False
         topics: dict[str, list[tuple[int, int, int]]] = {}
         asked_from = {key: tail.fetched for key, tail in asked.items()}
@@ -292,6 +297,13 @@ class Cluster:
                 except Exception as error:
                     tail.broken(error)  # bytes we cannot read stop the one partition, by name, and no other
         return moved
+
+    def _look_for_leaders(self) -> None:
+        """Nobody is asked for a partition that none leads, so nobody would say who leads it next."""
+        now_s = time.monotonic()
+        if now_s >= self._look_again_at_s:
+            self._look_again_at_s = now_s + LEADERS_AGAIN_S
+            self._client.force_metadata_update()
 
     def _deliver(self, tail: KafkaTail, row: Any, sent_at_s: float) -> bool:
         """Hand a partition's part of a response to its tail. True when the leader has moved."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from app.stream.cluster import SETTLING_S
+from app.config import Kafka
+from app.stream.cluster import SETTLING_S, Cluster
 from app.stream.lane import Lane, State
 from app.stream.topics import Topic
 from tests.simulation import faults
 from tests.simulation.faults import Plan
 from tests.simulation.group import Gate
+from tests.simulation.log import Broker
 from tests.simulation.misfortune import Misfortune
-from tests.simulation.places import Place, ask_simulated
+from tests.simulation.places import Place, SimulatedOps, ask_simulated
 from tests.simulation.world import World, live
 
 pytestmark = pytest.mark.usefixtures("replaced")
@@ -90,6 +93,71 @@ def test_a_lane_whose_outputs_are_led_elsewhere_now_goes_on_within_seconds() -> 
 
     _, outcome = live(quiet(nodes=2), script)
     assert outcome.violations == []
+
+
+@asynccontextmanager
+async def following(place: Place) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """A connection of its own, which follows two partitions; what it gives writes to a topic and takes what is there."""
+    topics = [place.a, place.b]
+    cluster = Cluster(
+        Kafka(bootstrap="localhost:9092"), topics, transaction_timeout_ms=1_000, codec="none", max_batch_bytes=1 << 20
+    )
+    await cluster.start()
+    wake = asyncio.Event()
+    tails = {topic: cluster.follow((topic, 0), 0, wake) for topic in topics}
+
+    async def is_read(topic: str) -> None:
+        await place.ops.write(topic, [b"1"])
+        async with asyncio.timeout(5):
+            while not tails[topic].take(1, 1 << 20):
+                wake.clear()
+                await wake.wait()
+
+    try:
+        yield is_read
+    finally:
+        await cluster.stop()
+
+
+def on_two_nodes(script: Callable[[Place, Broker], Awaitable[None]]) -> None:
+    """A broker of two nodes, of which each leads a topic."""
+
+    async def ask(place: Place) -> None:
+        assert isinstance(place.ops, SimulatedOps)
+        broker = place.ops._broker
+        broker.moved[place.b, 0] = 1
+        assert {broker.leader((topic, 0)) for topic in (place.a, place.b)} == {0, 1}
+        await script(place, broker)
+
+    ask_simulated(ask, 1)
+
+
+def test_a_broker_that_was_away_at_the_start_is_asked_for_what_it_leads() -> None:
+    """Only a poller with nothing to ask for looked for brokers that had joined, and there was none."""
+
+    async def script(place: Place, broker: Broker) -> None:
+        broker.down.add(1)
+        async with following(place) as is_read:
+            await asyncio.sleep(2)
+            broker.down.discard(1)
+            for topic in (place.a, place.b):
+                await is_read(topic)
+
+    on_two_nodes(script)
+
+
+def test_what_nobody_led_for_a_moment_is_asked_for_again_at_once() -> None:
+    """Until the client's own refresh of metadata, every 30 s, nobody was asked for it."""
+
+    async def script(place: Place, broker: Broker) -> None:
+        async with following(place) as is_read:
+            broker.down |= {0, 1}
+            await asyncio.sleep(2)
+            broker.down.clear()
+            for topic in (place.a, place.b):
+                await is_read(topic)
+
+    on_two_nodes(script)
 
 
 def test_a_zombie_whose_position_was_decided_and_deleted_meanwhile_does_not_stop_for_good() -> None:

@@ -83,6 +83,7 @@ class Wire(Connections):
         self._process = process
         self._timeout_s = request_timeout_ms / 1000
         self._leaders: dict[tuple[str, int], int] = {}
+        self._nodes: list[int] = []
         self._known_at_s = 0.0
         self._updating: asyncio.Future[bool] | None = None
         self._pending: dict[Hashable, dict[asyncio.Future[Any], None]] = {}
@@ -105,7 +106,7 @@ class Wire(Connections):
             await self.drop(group)
 
     def _brokers(self) -> list[Any]:
-        return [SimpleNamespace(nodeId=node) for node in range(self._network.broker.nodes)]
+        return [SimpleNamespace(nodeId=node) for node in self._nodes]
 
     def _leader_known(self, partition: Any) -> int:
         """As last heard."""
@@ -122,6 +123,7 @@ class Wire(Connections):
         await asyncio.sleep(verdict.request_s + verdict.answer_s)
         broker = self._network.broker
         self._leaders = {partition: broker.leader(partition) for partition in broker.logs}
+        self._nodes = [node for node in range(broker.nodes) if node not in broker.down]
         self._known_at_s = self._network.loop.time()
         return True
 
