@@ -162,7 +162,9 @@ class Serve(Section, frozen=True):
     publish_timeout_s: Annotated[float, about("until Kafka has the trigger", ge=0.5, le=120)] = 10
     unacknowledged_max: Annotated[int, about("triggers on their way to Kafka", ge=1, le=100_000)] = 5_000
     receipts_kept: Annotated[int, about("newest receipts in memory", ge=1_000, le=10_000_000)] = 100_000
-    streams_max: Annotated[int, about("streams of receipts open at once, each a connection", ge=0, le=100_000)] = 500
+    streams_max: Annotated[
+        int, about("streams of receipts at once; half the connections at most", ge=0, le=100_000)
+    ] = 500
     client_requests_per_s: Annotated[
         int, about("of one identity at one door, that leave a record; in a burst, five times as many", ge=1, le=100_000)
     ] = 100

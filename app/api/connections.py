@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import math
 import resource
 import socket
@@ -22,6 +24,9 @@ IDLE_TIMEOUT_S: Final = 75
 LOOK_EVERY_S: Final = 0.5  # how late a connection's end in time may be: a timer for each step costs every request
 UNREAD_TIMEOUT_S: Final = 60.0  # for who is answered to read what no buffer takes any more
 ACCEPT_AGAIN_S: Final = 1.0
+NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+GONE: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EINTR)  # before it was accepted
+STOP_TIMEOUT_S: Final = 1.0  # for who has no request under way to close, when the door does
 DESCRIPTORS_KEPT: Final = 200  # beside connections of clients: for Kafka, keys and the log
 NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
 
@@ -34,22 +39,27 @@ class Secured:
 
     def __init__(
         self, listener: socket.socket, certificate: ssl.SSLContext, most: int, connections: Sized,
-        make: Callable[[], asyncio.Protocol],
+        make: Callable[[], asyncio.Protocol], ended: Callable[[], None],
     ) -> None:  # fmt: skip
-        self._listener, self._certificate, self._most = listener, certificate, most
+        self._certificate, self._most = certificate, most
         self._connections, self._make = connections, make
         self._handshakes: set[asyncio.Task[None]] = set()
-        self._accepting = asyncio.create_task(self._accept())
+        # A copy: the other is closed while this one waits.
+        self._accepting = asyncio.create_task(self._accept(listener.dup()))
+        self._accepting.add_done_callback(lambda _: ended())
 
-    async def _accept(self) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        with self._listener.dup() as listener:  # the other is closed while this one waits
+        with listener:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listener)
-                except OSError as error:  # no descriptor is left, or the peer is gone already
-                    log.failed(Event.SERVE_ERROR, error, what=str(error))
-                    await asyncio.sleep(ACCEPT_AGAIN_S)
+                except OSError as error:
+                    if error.errno in NO_ROOM:
+                        log.error(Event.SERVE_ERROR, what=f"no connection is accepted for now: {error}")
+                        await asyncio.sleep(ACCEPT_AGAIN_S)
+                    elif error.errno not in GONE:
+                        raise
                     continue
                 if len(self._handshakes) + len(self._connections) >= self._most:
                     connection.close()  # without TLS there is no way to say why
@@ -72,7 +82,10 @@ class Secured:
             task.cancel()
 
     async def wait_closed(self) -> None:
-        await asyncio.gather(self._accepting, *self._handshakes, return_exceptions=True)
+        """Raises what ended the accepting, where that was not `close`."""
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._accepting
 
 
 def protocol(serve: Serve, most: int) -> type[HttpToolsProtocol]:
@@ -175,6 +188,11 @@ def protocol(serve: Serve, most: int) -> type[HttpToolsProtocol]:
             if self._unread is not None:
                 self._unread.cancel()
 
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self.transport.is_closing():
+                self._end_in(STOP_TIMEOUT_S)
+
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says more
             self._refuse(Problem("request_malformed", NO_HTTP))
 
@@ -202,6 +220,6 @@ def most(serve: Serve) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     most = serve.connections_max if soft < 0 else max(1, (min(wanted, soft) - DESCRIPTORS_KEPT) // 2)
     if most < serve.connections_max:
-        why = f"the process may have {soft} files: raise its limit (ulimit -n, LimitNOFILE=)"
+        why = f"the process may have {soft} files, not {wanted}: raise its limit (ulimit -n, LimitNOFILE=)"
         log.warning(Event.SERVE_FEWER, connections=most, connections_max=serve.connections_max, why=why)
     return most

@@ -255,6 +255,9 @@ class Issuing:
             async with asyncio.timeout(self._settings.serve.publish_timeout_s):
                 sent = [await producer.send(name, value, key=key, partition=0) for key, value in records]
                 await asyncio.gather(*sent)
+            if topic is Topic.ISSUANCE:
+                for _, value in records:
+                    self._take(value)  # it counts from now on, not from when it is read back
         except (TimeoutError, KafkaError, AssertionError) as error:
             log.failed(Event.PUBLISH_FAILED, error, level=logging.ERROR)
             if not isinstance(error, TimeoutError):

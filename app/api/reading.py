@@ -141,7 +141,7 @@ class _Following(ASGIStreamingResponse):
 def _subscribed(service: Service, caller: Caller) -> Subscription:
     """A place among the streams, taken where it is counted. Raises Problem where there is none."""
     everyones, its_own = service.receipts.subscriptions(caller.emitter)
-    if service.stopping.is_set() or everyones >= service.settings.serve.streams_max:
+    if service.stopping.is_set() or everyones >= service.streams_max:
         raise Problem("overloaded")
     if its_own >= EMITTER_STREAMS_MAX:
         raise Problem("overloaded", f"{its_own} streams of this emitter are open here")

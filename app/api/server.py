@@ -55,6 +55,7 @@ async def _run(settings: Settings, found: Deployment) -> None:
         _listen("serve.port", outside)
         _listen("serve.internal_port", inside)
         most = connections.most(serve)
+        service.streams_max = min(serve.streams_max, most // 2)  # streams leave room for triggers
         servers = [
             (_Server(public(service), serve, most, _certificate(serve)), outside),
             (_Server(internal(service), serve, most), inside),
@@ -180,6 +181,9 @@ class _Server(uvicorn.Server):
         servers: list[Any] = []  # what is asked of an asyncio.Server here they have
         for each in sockets:
             each.listen(BACKLOG)
-            servers.append(connections.Secured(each, self._certificate, self._most, there, make))
+            servers.append(connections.Secured(each, self._certificate, self._most, there, make, self._stop))
         self.servers = servers
         self.started = True
+
+    def _stop(self) -> None:
+        self.should_exit = True

@@ -40,6 +40,7 @@ class Service:
         self.issuing = Issuing(settings, cluster, tables, rights) if serve.issues else None
         self.clients.on_failure = self.issuing.unauthenticated if self.issuing is not None else None
         self.used = Used(cluster, Topic.IDEMPOTENCY.named(prefix), found.lanes, settings.gate.grace_s)
+        self.streams_max = serve.streams_max
         self.stopping = asyncio.Event()
 
     def ready(self) -> tuple[bool, str]:

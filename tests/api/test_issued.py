@@ -241,12 +241,22 @@ async def test_one_identity_has_no_more_tokens_out_than_it_may_until_they_expire
 
 
 async def test_tokens_on_their_way_to_the_record_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, _, written = with_keys(tmp_path, monkeypatch, unconnected(tmp_path, client_tokens_max=2))
+    made, _, _ = with_keys(tmp_path, monkeypatch, unconnected(tmp_path, client_tokens_max=2))
+    written: list[Any] = []
+
+    async def send(topic: str, *_: Any, **__: Any) -> asyncio.Future[None]:
+        written.append(topic)
+        return asyncio.ensure_future(asyncio.sleep(0))
+
+    monkeypatch.setattr(made._issuer, "_append", Issuing._append.__get__(made))
+    monkeypatch.setattr(made._producer, "current", SimpleNamespace(send=send))
     results = await asyncio.gather(*(made.issue(CLIENT, WANTED) for _ in range(20)), return_exceptions=True)
     assert sum(isinstance(each, Minted) for each in results) == 2
     assert {each.code for each in results if isinstance(each, Problem)} == {"client_has_too_many"}
     assert len(written) == 20
     assert not made._under_way
+    with pytest.raises(Problem, match="client_has_too_many"):
+        await made.issue(CLIENT, WANTED)  # though nothing of it was read back yet
 
 
 async def test_a_revocation_that_is_in_force_is_not_written_again(

@@ -230,6 +230,7 @@ async def test_who_writes_there_without_end_does_not_hide_that_there_is_no_check
     source: Any = Compacted(list(range(10, 10_000)))
     with pytest.raises(restore.CheckpointLost):
         await restore.last_checkpoint(source, ("checkpoints", 3), "birth", 12)
+    assert source._highs[0] == 10 + 2 * restore.LOOKS_MAX
 
 
 def test_every_checkpoint_written_can_be_read() -> None:
