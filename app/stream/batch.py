@@ -159,6 +159,33 @@ class Batch(NamedTuple):
         return self.attributes & _CODEC_MASK
 
 
+class Header(NamedTuple):
+    """Whose a batch is and where it stands, and of a marker what it says."""
+
+    base_offset: int
+    next_offset: int
+    producer_id: int
+    epoch: int
+    commits: bool | None  # None: no marker
+
+
+def headers(raw: bytes) -> Iterator[Header]:
+    """The batches of one fetch response, whoever wrote them and whatever became of them. One cut off is left out."""
+    at, end = 0, len(raw)
+    while end - at >= HEADER_BYTES:
+        (base, length, _, _, _, attributes, last_delta, _, _, producer_id, epoch, _, _) = _HEADER.unpack_from(raw, at)
+        size = _AFTER_LENGTH + length
+        if size > end - at:
+            return
+        commits = None
+        if attributes & _CONTROL:
+            # Its one record's key: version, then type, both int16; 1 is a commit (KIP-98).
+            (marker,) = Records(Batch(raw[at : at + size], base, base + last_delta + 1, attributes), size).take(1)
+            commits = marker.key[2:4] == b"\x00\x01"
+        yield Header(base, base + last_delta + 1, producer_id, epoch, commits)
+        at += size
+
+
 class ExpandsTooFar(Exception):  # noqa: N818 - it is what the batch does
     """The batch decompresses to more than the limit."""
 

@@ -22,7 +22,7 @@ from app.config import Kafka
 from app.logs import Event, log
 from app.stream import batch
 from app.stream.connect import client_options
-from app.stream.log import OffsetGone, Partition, ReadRecord, Unreadable, Watermarks, Writer
+from app.stream.log import OffsetGone, Partition, Placed, ReadRecord, Unreadable, Watermarks, Writer
 from app.stream.tail import KafkaTail, offsets_in_order
 from app.stream.together import together
 from app.stream.transaction import KafkaWriter
@@ -36,10 +36,10 @@ RESTORE_FETCH_BYTES: Final = 4 << 20
 READ_TOLD_AFTER_S: Final = 5.0
 READ_TOLD_AGAIN_S: Final = 60.0
 RETRY_S: Final = 0.1
+OUTCOME_WAIT_S: Final = 5.0  # for a marker that a fence has seen written: a new leader may not show its last yet
 LEADERS_AGAIN_S: Final = 0.5
 METADATA_MAX_AGE_MS: Final = 30_000
 ALL: Final = 1 << 31
-_READ_COMMITTED: Final = 1
 _EARLIEST, _LATEST = -2, -1
 _UNCOMMITTED, _COMMITTED = 0, 1  # isolation levels
 _readers = itertools.count()
@@ -136,14 +136,14 @@ class Cluster:
         await together(*map(self._require_readable, topics))
 
     async def _require_readable(self, topic: str) -> None:
-        request = FetchRequest(0, 1, 1, _READ_COMMITTED, [(topic, [(0, ALL, 1)])])
+        request = FetchRequest(0, 1, 1, _COMMITTED, [(topic, [(0, ALL, 1)])])
         try:
             response = await self._client.send(await self._client.leader((topic, 0)), request, group="offsets")
-            error = for_code(response.topics[0][1][0][1])
         except KafkaError:
             return
-        if error is TopicAuthorizationFailedError:
-            raise error(topic)
+        for _, rows in response.topics:  # none where a quota is used up
+            if for_code(rows[0][1]) is TopicAuthorizationFailedError:
+                raise TopicAuthorizationFailedError(topic)
 
     async def _retried(self, partition: Partition, which: int, isolation: int = _UNCOMMITTED) -> tuple[int, int]:
         async with asyncio.timeout(self._deadline_s):
@@ -192,13 +192,40 @@ class Cluster:
         finally:
             await self._client.drop(group)
 
+    async def outcome(self, partition: Partition, placed: Placed) -> bool | None:
+        position, ours = placed.base_offset, False
+        tired_at_s = time.monotonic() + OUTCOME_WAIT_S
+        group = ("read", next(_readers))
+        try:
+            while True:
+                row = await self._fetch_row(partition, position, group, _UNCOMMITTED)
+                for each in batch.headers(bytes(row[-1] or b"")):
+                    if each.next_offset <= position:
+                        continue
+                    if ours and each.commits is not None and each.producer_id == placed.producer_id:
+                        return each.commits
+                    if not ours and each.base_offset > position:
+                        return None  # compaction took them
+                    if not ours and (each.producer_id, each.epoch) != (placed.producer_id, placed.epoch):
+                        return False  # a log that lost its end, and went on
+                    ours, position = True, each.next_offset
+                if position >= row[2] and time.monotonic() > tired_at_s:  # its high watermark
+                    return None
+        except OffsetGone as error:
+            return None if position < error.start else False
+        finally:
+            await self._client.drop(group)
+
     async def _fetch_one(
         self, partition: Partition, position: int, group: Hashable
     ) -> tuple[bytes, Sequence[tuple[int, int]] | None]:
+        row = await self._fetch_row(partition, position, group, _COMMITTED)
+        return bytes(row[-1] or b""), _aborted(row)
+
+    async def _fetch_row(self, partition: Partition, position: int, group: Hashable, isolation: int) -> Any:
+        """A partition's part of a fetch response. Raises OffsetGone."""
         size = RESTORE_FETCH_BYTES
-        request = FetchRequest(
-            FETCH_WAIT_MS, 1, size, _READ_COMMITTED, [(partition[0], [(partition[1], position, size)])]
-        )
+        request = FetchRequest(FETCH_WAIT_MS, 1, size, isolation, [(partition[0], [(partition[1], position, size)])])
         async with asyncio.timeout(self._deadline_s):
             while True:
                 try:
@@ -211,7 +238,7 @@ class Cluster:
                 except KafkaError as error:
                     await self._again(error)
                 else:
-                    return bytes(row[-1] or b""), _aborted(row)
+                    return row
 
     async def _again(self, error: KafkaError) -> None:
         """Wait a little and look for new leaders, for errors that pass; any other is raised."""
@@ -283,7 +310,7 @@ class Cluster:
             topics.setdefault(topic, []).append((number, tail.fetched, FETCH_PARTITION_BYTES))
         sent_at_s = time.monotonic()
         wait_ms = SETTLING_WAIT_MS if sent_at_s - self._followed_at_s < SETTLING_S else FETCH_WAIT_MS
-        request = FetchRequest(wait_ms, 1, FETCH_BYTES, _READ_COMMITTED, list(topics.items()))
+        request = FetchRequest(wait_ms, 1, FETCH_BYTES, _COMMITTED, list(topics.items()))
         response = await self._client.send(node, request, group="fetch")
         log.outage.answered()
         moved = False

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from app.gate.outputs import Out
-from app.stream.log import CommitUnknown, Log, OffsetGone, Partition, Placed, Writer
+from app.stream.log import CommitUnknown, Log, Partition, Placed, Writer
 from app.stream.together import together
 from app.telemetry import TRANSACTIONS, Event, log
 
@@ -24,52 +24,48 @@ class Doubt:
     def __init__(
         self, parts: Mapping[Partition, Sequence[Out]], placed: Mapping[Partition, Placed], checkpoints: Partition
     ) -> None:
-        self._parts, self._offsets = parts, {partition: at.base_offset for partition, at in placed.items()}
-        self._checkpoints = checkpoints
+        self._parts, self._placed, self._checkpoints = parts, dict(placed), checkpoints
+        self._told: list[Partition] = []
 
     async def settle(self, source: Log, writer: Writer) -> None:
         """Find out what stands, and complete it. Needs the lock: only behind a fence are all markers written.
 
-        May be tried again after any error. Does nothing where another has had the lane meanwhile and gone on from
-        what it found.
+        May be tried again after any error. Nothing is written where another has had the lane meanwhile, and has begun
+        from what it found.
         """
-        if await self._gone_on(source):
-            return
         partitions = sorted(self._parts)
-        standing = await together(*(_stands(source, each, self._offsets[each]) for each in partitions))
-        missing = [each for each, stands in zip(partitions, standing, strict=True) if stands is False]
-        if not missing or True not in standing:
+        found = await together(*(source.outcome(each, self._placed[each]) for each in partitions))
+        outcomes = dict(zip(partitions, found, strict=True))
+        missing = [each for each, stands in outcomes.items() if stands is False]
+        if not missing or True not in outcomes.values():
             return
-        TRANSACTIONS.labels("torn").inc()
-        log.error(
-            Event.TRANSACTION_TORN, lane=self._checkpoints[1], stand=standing.count(True),
-            missing=[f"{topic}[{number}]" for topic, number in missing[:NAMED_MAX]],
-        )  # fmt: skip
+        too_late = await self._begun_by_another(source)
+        self._tell(outcomes, missing, too_late=too_late)
+        if too_late:
+            return
         try:
             await writer.commit({each: self._parts[each] for each in missing})
         except CommitUnknown as error:
-            self._offsets |= {partition: at.base_offset for partition, at in error.placed.items()}
+            self._placed |= error.placed
             raise
 
-    async def _gone_on(self, source: Log) -> bool:
+    async def _begun_by_another(self, source: Log) -> bool:
         """Whether a checkpoint stands behind the one of this transaction: every owner begins with one."""
-        own = self._offsets[self._checkpoints]
+        own = self._placed[self._checkpoints].base_offset
         marks = await source.watermarks(self._checkpoints)
         async for chunk, _ in source.read(self._checkpoints, max(own + 1, marks.start), marks.high):
             if chunk:
                 return True
         return False
 
-
-async def _stands(source: Log, partition: Partition, offset: int) -> bool | None:
-    """Whether a read_committed reader finds a record there; None where it was deleted since, whatever it was.
-
-    Waits for whatever open transaction holds it back.
-    """
-    try:
-        async for chunk, _ in source.read(partition, offset, offset + 1):
-            if chunk:
-                return True
-    except OffsetGone as error:
-        return None if offset < error.start else False  # a log that lost its end
-    return False
+    def _tell(self, outcomes: Mapping[Partition, bool | None], missing: list[Partition], *, too_late: bool) -> None:
+        """Once, however often it has to be tried."""
+        if missing == self._told:
+            return
+        self._told = missing
+        TRANSACTIONS.labels("torn").inc()
+        said: dict[str, list[str]] = {"committed": [], "aborted": [], "unknown": []}
+        for (topic, number), stands in outcomes.items():
+            said["unknown" if stands is None else "committed" if stands else "aborted"].append(f"{topic}[{number}]")
+        named = {outcome: names[:NAMED_MAX] for outcome, names in said.items()}
+        log.error(Event.TRANSACTION_TORN, lane=self._checkpoints[1], too_late=too_late, **named)

@@ -58,7 +58,6 @@ PROBE_S: Final = 1.0
 BEHIND_ALARM_S: Final = 1.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 5.0
-SETTLE_S: Final = 5.0  # for a lane that is let go in doubt of its last transaction
 FAILING_MAX_S: Final = 60.0  # of an unknown kind, with nothing decided meanwhile: a disk may be full for a while
 TURN_SHRINKS_BY: Final = 8
 
@@ -134,24 +133,13 @@ class Lane:
             self._stop(f"it ended by {type(error).__name__}: {str(error)[:200]}")
 
     async def release(self) -> None:
-        """Finish the turn under way and let everything go. A lane still being taken is let go at once.
-
-        But for one in doubt: nobody else has the records of its last transaction. It has `SETTLE_S`.
-        """
+        """Finish the turn under way and let everything go. A lane still being taken is let go at once."""
         self._released = True
         self._wake.set()
-        task = self._task
-        if task is None:
-            return
-        if self._doubt is None and self._has_no_turn:
-            task.cancel()
-        while not (await asyncio.wait([task], timeout=SETTLE_S))[0]:
-            if self._has_no_turn:
-                task.cancel()
-
-    @property
-    def _has_no_turn(self) -> bool:
-        return self.state in (State.TAKING, State.RETRYING)
+        if self._task is not None:
+            if self.state in (State.TAKING, State.RETRYING):
+                self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     @property
     def failing_s(self) -> float:
@@ -168,7 +156,7 @@ class Lane:
     async def _live(self) -> None:
         retry_s, gone = RETRY_FIRST_S, False
         try:
-            while not self._released or self._doubt is not None:
+            while not self._released:
                 try:
                     self._enter(State.TAKING)
                     await self._take()
@@ -248,8 +236,8 @@ class Lane:
             log.warning(Event.STORE_WIPED, lane=self.number, why="it failed while in use")
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep that a release ends early, unless there is something to settle first."""
-        if not self._released or self._doubt is not None:
+        """Sleep that a release ends early."""
+        if not self._released:
             self._wake.clear()
             await self._until_woken(seconds)
 
@@ -268,8 +256,6 @@ class Lane:
         if self._doubt is not None:
             await self._doubt.settle(self._log, self._writer)
             self._doubt = None
-        if self._released:
-            return
         # 2 the local store and the changelog, 3 the checkpoint and its offsets: neither needs the other
         checkpoint, _ = await together(self._checkpoint_in_reach(), self._bring_store_up_to_date())
         positions = {Topic.TRIGGERS: checkpoint.triggers_offset, Topic.HANDOFFS: checkpoint.handoffs_offset}

@@ -21,6 +21,8 @@ class Placed(NamedTuple):
 
     base_offset: int
     appended_at_ms: int  # -1 where the topic has CreateTime
+    producer_id: int = -1
+    epoch: int = -1
 
 
 class Fenced(Exception):  # noqa: N818 - the field's word
@@ -117,6 +119,12 @@ class Log(Protocol):
         """Take a transactional id: fences its former owner and ends that one's transaction (KIP-98)."""
 
     async def watermarks(self, partition: Partition) -> Watermarks: ...
+
+    async def outcome(self, partition: Partition, placed: Placed) -> bool | None:
+        """What became of the records of a transaction: committed; or aborted, or not there. None: nobody can tell.
+
+        Read past everyone else's open transactions; it waits for nobody but, for a while, its own marker.
+        """
 
     def read(self, partition: Partition, start: int, end: int) -> AsyncIterator[tuple[Sequence[ReadRecord], int]]:
         """Committed records from `start` until the position reaches `end`: (chunk, next offset)."""

@@ -165,7 +165,7 @@ class KafkaWriter:
                 for row in rows:
                     number, code, base_offset, appended_at_ms = row[:4]
                     _raise_for(code)
-                    placed[(topic, number)] = Placed(base_offset, appended_at_ms)
+                    placed[(topic, number)] = Placed(base_offset, appended_at_ms, self._producer_id, self._epoch)
         missing = parts.keys() - placed.keys()
         if missing:
             raise KafkaError(f"no answer for {min(missing)}")
