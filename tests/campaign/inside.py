@@ -20,6 +20,7 @@ import orjson
 
 from tests.campaign.failing_disk import fail_writes
 from tests.campaign.points import Point
+from tests.campaign.tearing import TEAR, tear
 
 JOURNAL, ARM, PLANT = "CAMPAIGN_JOURNAL", "CAMPAIGN_ARM", "CAMPAIGN_PLANT"
 
@@ -44,7 +45,7 @@ class Armed:
         self._journal, self._orders = journal, orders
         self._point: Point | None = None
         self._left = 0
-        self._action = ""
+        self.action = ""
         self.clock_offset_ms = 0
         signal.signal(signal.SIGUSR1, self._read)
         if orders.exists():
@@ -61,7 +62,7 @@ class Armed:
             self.clock_offset_ms = order["clock_ms"]
             self._journal.write("clock", offset_ms=self.clock_offset_ms)
         else:
-            self._left, self._action = order["pass"], order["action"]
+            self._left, self.action = order["pass"], order["action"]
             self._point = Point(order["point"])
             self._journal.write("armed", point=self._point)
 
@@ -73,7 +74,7 @@ class Armed:
         if self._left > 0:
             return False
         self._point = None
-        self._journal.write("struck", point=point, action=self._action)
+        self._journal.write("struck", point=point, action=self.action)
         return True
 
     def reach(self, point: Point) -> None:
@@ -81,12 +82,12 @@ class Armed:
             self.act()
 
     def act(self) -> None:
-        if self._action == "kill":
+        if self.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif self._action == "stop":
+        elif self.action == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         else:
-            time.sleep(float(self._action))  # the whole process stands still, as in a long pause of a machine
+            time.sleep(float(self.action))  # the whole process stands still, as in a long pause of a machine
 
 
 def load() -> None:
@@ -108,6 +109,7 @@ def _clock(armed: Armed) -> None:
 
 
 def _writer(journal: Journal, armed: Armed) -> None:
+    from aiokafka.errors import KafkaConnectionError
     from aiokafka.protocol.produce import ProduceRequest
     from aiokafka.protocol.transaction import EndTxnRequest
 
@@ -116,7 +118,7 @@ def _writer(journal: Journal, armed: Armed) -> None:
 
     fence, add, produce, end = KafkaWriter.fence, KafkaWriter._add_partitions, KafkaWriter._produce, KafkaWriter._end
     commit, send = KafkaWriter.commit, Connections.send
-    deciding: set[int] = set()  # producers with a transaction under way that decides something
+    deciding: dict[int, Any] = {}  # producers with a transaction under way that decides something, and its parts
 
     def who(writer: KafkaWriter) -> dict[str, Any]:
         lane = int(writer._id.rpartition("-")[2])
@@ -133,10 +135,10 @@ def _writer(journal: Journal, armed: Armed) -> None:
         journal.write("begin", counts=counts, **who(self))
         await add(self, parts)
         if len(parts) > 1:
-            deciding.add(self._producer_id)
+            deciding[self._producer_id] = parts
             armed.reach(Point.AFTER_BEGIN)
         else:
-            deciding.discard(self._producer_id)
+            deciding.pop(self._producer_id, None)
 
     @functools.wraps(produce)
     async def produced(self: KafkaWriter, parts: Any) -> Any:
@@ -148,8 +150,13 @@ def _writer(journal: Journal, armed: Armed) -> None:
 
     @functools.wraps(end)
     async def ended(self: KafkaWriter) -> None:
-        if self._producer_id in deciding:
-            armed.reach(Point.BEFORE_END)
+        if self._producer_id in deciding and armed.due(Point.BEFORE_END):
+            if armed.action == TEAR:
+                journal.write("end", **who(self))
+                told = await tear(self, deciding[self._producer_id])
+                journal.write("torn", told=told, **who(self))
+                raise KafkaConnectionError("the end that was asked for is cut off")
+            armed.act()
         journal.write("end", **who(self))
         await end(self)
 

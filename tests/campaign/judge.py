@@ -10,7 +10,7 @@ import gzip
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -232,29 +232,52 @@ def first_admissible_wins(case: Case) -> Iterator[str]:
 
 def transactions_whole(case: Case) -> Iterator[str]:
     """What a gate knows to be committed is there; what it never asked to commit is not; the rest is there wholly or not
-    at all."""
+    at all, or its gate has written the rest of it next."""
+    following: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
     for attempt in case.stage.journals.attempts:
-        there = absent = 0
-        for where, offsets in attempt.offsets():
-            topic, number = _topic_of(case, where)
-            if topic not in case.offsets:
-                continue
-            for offset in offsets:
-                if place_of(number, offset) in case.offsets[topic]:
-                    there += 1
-                else:
-                    absent += 1
-        if not there and not absent:
-            if attempt.end is None:
+        following[attempt.run, attempt.lane].append(attempt)
+    for attempts in following.values():
+        attempts.sort(key=lambda each: each.at)
+        for number, attempt in enumerate(attempts):
+            there, absent = _found(case, attempt)
+            if there or absent:
+                yield from _whole(case, attempt, there, absent, attempts[number + 1 :])
+            elif attempt.end is None:
                 case.indeterminate["transactions whose records' places were never told"] += 1
-            continue
-        yield from _whole(case, attempt, there, absent)
 
 
-def _whole(case: Case, attempt: Attempt, there: int, absent: int) -> Iterator[str]:
-    what = f"a transaction of lane {attempt.lane} by {attempt.run} in epoch {attempt.epoch}"
+def _found(case: Case, attempt: Attempt) -> tuple[int, Counter[str]]:
+    """Of a transaction's records how many are committed, and how many are not, by where they were put."""
+    there, absent = 0, Counter[str]()
+    for where, offsets in attempt.offsets():
+        topic, number = _topic_of(case, where)
+        if topic in case.offsets:
+            committed = sum(place_of(number, offset) in case.offsets[topic] for offset in offsets)
+            there += committed
+            absent[where] += len(offsets) - committed
+    return there, +absent
+
+
+def _completed(case: Case, missing: Counter[str], following: Sequence[Attempt]) -> bool:
+    """Whether what is missing of a transaction, and nothing else, was written and committed before anything else."""
+    for attempt in following:
+        wrote = {where: count for where, count in attempt.counts.items() if _topic_of(case, where)[0] in case.offsets}
+        if wrote != missing:
+            return False
+        if _found(case, attempt)[0]:
+            return True  # what is missing of this one is asked of it
+    return False
+
+
+def _whole(
+    case: Case, attempt: Attempt, there: int, missing: Counter[str], following: Sequence[Attempt]
+) -> Iterator[str]:
+    what, absent = f"a transaction of lane {attempt.lane} by {attempt.run} in epoch {attempt.epoch}", missing.total()
     if there and absent:
-        yield f"{what} is torn: {there} of its records are committed, {absent} are not"
+        if attempt.end_tried and attempt.end != "committed" and _completed(case, missing, following):
+            case.indeterminate["transactions ended by halves, completed by their gate"] += 1
+        else:
+            yield f"{what} is torn: {there} of its records are committed, {absent} are not"
     elif attempt.end == "committed" and absent:
         yield f"{what} was acknowledged, and {absent} of its records are not there"
     elif not attempt.end_tried and there:

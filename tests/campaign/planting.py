@@ -46,6 +46,7 @@ def strike_all(stage: Stage) -> None:
         lambda: hold(4, before_fence=True),
         lambda: time.sleep(1.5),
         lambda: hold(6, before_fence=False),
+        lambda: [strikes.tear_round(stage, "planted") for _ in range(3)],
         lambda: [strikes.hijack(stage, "planted", lane) for lane in range(2)],
         lambda: crash(Point.BEFORE_END, Point.BEFORE_END),
         lambda: crash(Point.AFTER_BEGIN),

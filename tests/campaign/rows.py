@@ -180,6 +180,11 @@ def weather(play: Play) -> None:
     play.stage.until_all_decide("the last weather")
 
 
+def torn(play: Play) -> None:
+    for _ in play.going(play.count * 2):
+        strikes.tear_round(play.stage, play.row)
+
+
 def outlived(play: Play) -> None:
     for _ in play.going(play.count * 2):
         gates = [gate for gate in play.stage.gates if gate.lanes]
@@ -320,6 +325,7 @@ ROWS: tuple[Row, ...] = (
     Row("F20", "JWK Sets that are broken, unknown kids", 10, 0, by(inputs.key_sets), seconds=150, stage={"rate": 300}),
     Row("F21", "revocations under load and within restores", 1_000, 0, by(inputs.revocations), seconds=120,
         stage={"rate": 300}),
+    Row("F26", "commit told to one broker only, the rest aborted", 100, 0, torn, seconds=120),
     Row("F24", "swarm: random faults in windows", 150, 0, swarm, alone=True, seconds=660,
         stage={"proxied": True, "rate": 900}),
 )  # fmt: skip

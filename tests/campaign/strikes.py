@@ -11,12 +11,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
 from tests.campaign.journals import Attempt
 from tests.campaign.points import Point
 from tests.campaign.stage import CampaignGate, Fault, Stage
+from tests.campaign.tearing import TEAR
 
 CATCH_UP_S = 1.0
 DUE_S = 20.0  # by when an armed gate has come to its point
@@ -215,6 +217,28 @@ def outlive_transaction(stage: Stage, row: str, gate: CampaignGate, timeout_s: f
     stage.until_all_decide("a transaction that timed out")
     stage.recoveries(fault)
     return stage.note(fault)
+
+
+def tear_round(stage: Stage, row: str) -> None:
+    """Each gate tears one of its next transactions; then all lanes decide again."""
+    began = time.monotonic()
+    waiting = {gate.run: gate for gate in stage.gates if gate.lanes}
+    waiting = {run: gate for run, gate in waiting.items() if gate.arm(Point.BEFORE_END, TEAR, stage.dice.randint(1, 5))}
+
+    def torn() -> dict[str, dict[str, Any]]:
+        stage.journals.update()
+        return {event["run"]: event for event in stage.journals.other["torn"] if event["at"] > began}
+
+    stage.until(lambda: torn().keys() >= waiting.keys(), DUE_S)
+    faults = [
+        Fault(row, "commit told to one broker only", event["at"], lanes=[event["lane"]], detail=run)
+        for run, event in torn().items()
+    ]
+    stage.until_all_decide("torn transactions", since=max([fault.at for fault in faults], default=began))
+    for fault in faults:
+        fault.effective = bool(torn()[fault.detail]["told"])
+        stage.recoveries(fault)
+        stage.note(fault)
 
 
 def churn(stage: Stage, row: str, fewest: int, most: int) -> Fault:

@@ -21,7 +21,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from app.gate import decide, idempotency, outputs
 from app.gate.decide import Accepted, Admitted, Refused
 from app.gate.outputs import Out
-from app.stream import batch, cluster, lane, restore, sweeping, tail, transaction, turn
+from app.stream import batch, cluster, doubt, lane, restore, sweeping, tail, transaction, turn
 from app.stream.log import Fenced, Partition, Placed, Watermarks
 from app.stream.topics import Topic
 
@@ -133,6 +133,13 @@ def _store_before_commit() -> None:
         await commit(self, done)
 
     _replace(lane.Lane, "_commit", write_then_commit)
+
+
+def _torn_left() -> None:
+    async def ask_nobody(*_: Any) -> None:
+        """As if whatever the checkpoint says were true of all."""
+
+    _replace(doubt.Doubt, "settle", ask_nobody)
 
 
 # ── restoring ──
@@ -351,6 +358,11 @@ _ALL: Final = (
     Bug(
         "position_after_poll", "the checkpoint holds how far was fetched instead of how far was decided",
         ("one_receipt_per_trigger", "one_job_per_identity", "drained"), _position_after_poll,
+    ),
+    Bug(
+        "torn_left_as_they_are", "what Kafka has ended by halves is taken for whole: nobody asks the other partitions",
+        (*_DOUBLED, "transactions_whole", "handoffs_out_and_in", "entries_and_jobs", "one_dead_letter_per_refusal"),
+        _torn_left,
     ),
     Bug("receipts_unordered", "receipts of a batch are written last first", ("outputs_in_input_order",),
         _receipts_reversed),
