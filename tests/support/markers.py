@@ -20,9 +20,12 @@ def write_markers(
     bootstrap: str, producer_id: int, epoch: int, partitions: Sequence[tuple[str, int]], *, commit: bool = True
 ) -> None:
     """Raises AssertionError for an error of any partition."""
+    numbers: dict[str, list[int]] = {}
+    for topic, number in partitions:
+        numbers.setdefault(topic, []).append(number)
     topics = [
-        _text(topic) + _array([struct.pack(">i", number)]) + _NO_TAGS  # one row for each: what they share is no matter
-        for topic, number in partitions
+        _text(topic) + _array([struct.pack(">i", number) for number in each]) + _NO_TAGS
+        for topic, each in numbers.items()
     ]
     marker = struct.pack(">qh?", producer_id, epoch, commit) + _array(topics) + struct.pack(">i", 0) + _NO_TAGS
     header = struct.pack(">hhih", WRITE_TXN_MARKERS, _VERSION, 1, -1) + _NO_TAGS
@@ -32,13 +35,15 @@ def write_markers(
         broker.sendall(struct.pack(">i", len(request)) + request)
         answer = answers.read(int.from_bytes(answers.read(4), "big"))
     at = 4 + 1 + 1 + 8  # correlation id, tags, one marker, its producer id
-    count, at = answer[at] - 1, at + 1
-    for _ in range(count):
-        at += answer[at]  # a compact string's length is one more than its bytes
-        code = int.from_bytes(answer[at + 5 : at + 7], "big", signed=True)  # behind one row and its number
-        assert code == 0, f"WriteTxnMarkers: error {code}"
-        at += 1 + 4 + 2 + 1 + 1
-    assert count == len(partitions)
+    topics_left, at, codes = answer[at] - 1, at + 1, list[int]()
+    for _ in range(topics_left):
+        at += answer[at]  # a compact string's length, like an array's, is one more than what it has
+        rows, at = answer[at] - 1, at + 1
+        for _ in range(rows):
+            codes.append(int.from_bytes(answer[at + 4 : at + 6], "big", signed=True))  # behind its number
+            at += 4 + 2 + 1
+        at += 1
+    assert codes == [0] * len(partitions), f"WriteTxnMarkers: {codes}"
 
 
 def _array(rows: Sequence[bytes]) -> bytes:
