@@ -55,6 +55,7 @@ class Event:
     SERVE_STOPPED: Final = "serve_stopped"
     SERVE_EXPOSED: Final = "serve_exposed"
     SERVE_FEWER: Final = "serve_fewer"  # connections than asked for
+    SERVE_FULL: Final = "serve_full"
     SERVE_ERROR: Final = "serve_error"
     PUBLISH_FAILED: Final = "publish_failed"
     RECEIPT_FOREIGN: Final = "receipt_foreign"

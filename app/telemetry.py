@@ -48,3 +48,4 @@ HTTP_SECONDS: Final = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 STREAMS: Final = Gauge("tollgate_receipt_streams", "Streams of receipts that are open")
+CONNECTIONS_REFUSED: Final = Counter("tollgate_connections_refused_total", "Connections for which there was no place")

@@ -9,6 +9,7 @@ import math
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sized
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.api.problems import MEDIA_TYPE, Problem
 from app.config import Serve
 from app.logs import Event, log
+from app.telemetry import CONNECTIONS_REFUSED
 
 HEAD_TIMEOUT_S: Final = 10.0  # from a request's first byte, or the connection's begin, to the end of its headers
 REST_TIMEOUT_S: Final = 10.0  # for the rest of a body that was answered before its end, and for a peer to close, too
@@ -24,11 +26,28 @@ IDLE_TIMEOUT_S: Final = 75
 LOOK_EVERY_S: Final = 0.5  # how late a connection's end in time may be: a timer for each step costs every request
 UNREAD_TIMEOUT_S: Final = 60.0  # for who is answered to read what no buffer takes any more
 ACCEPT_AGAIN_S: Final = 1.0
+FULL_AGAIN_S: Final = 60.0
 NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 GONE: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EINTR)  # before it was accepted
 STOP_TIMEOUT_S: Final = 1.0  # for who has no request under way to close, when the door does
 DESCRIPTORS_KEPT: Final = 200  # beside connections of clients: for Kafka, keys and the log
 NO_HTTP: Final = "not HTTP/1.1, or of a method that there is not"
+
+
+class Places:
+    """How many connections a listener may have; of those refused it tells at once, then each minute."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._refused, self._tell_at_s = 0, -math.inf
+
+    def refuse(self) -> None:
+        CONNECTIONS_REFUSED.inc()
+        self._refused += 1
+        now_s = time.monotonic()
+        if now_s >= self._tell_at_s:
+            log.warning(Event.SERVE_FULL, connections=self.most, refused=self._refused)
+            self._refused, self._tell_at_s = 0, now_s + FULL_AGAIN_S
 
 
 class Secured:
@@ -38,10 +57,10 @@ class Secured:
     """
 
     def __init__(
-        self, listener: socket.socket, certificate: ssl.SSLContext, most: int, connections: Sized,
+        self, listener: socket.socket, certificate: ssl.SSLContext, places: Places, connections: Sized,
         make: Callable[[], asyncio.Protocol], ended: Callable[[], None],
     ) -> None:  # fmt: skip
-        self._certificate, self._most = certificate, most
+        self._certificate, self._places = certificate, places
         self._connections, self._make = connections, make
         self._handshakes: set[asyncio.Task[None]] = set()
         # A copy: the other is closed while this one waits.
@@ -61,8 +80,9 @@ class Secured:
                     elif error.errno not in GONE:
                         raise
                     continue
-                if len(self._handshakes) + len(self._connections) >= self._most:
+                if len(self._handshakes) + len(self._connections) >= self._places.most:
                     connection.close()  # without TLS there is no way to say why
+                    self._places.refuse()
                     continue
                 task = loop.create_task(self._shake_hands(connection))
                 self._handshakes.add(task)
@@ -88,8 +108,8 @@ class Secured:
             await self._accepting
 
 
-def protocol(serve: Serve, most: int) -> type[HttpToolsProtocol]:
-    """What uvicorn makes one of for each connection to a listener, which may have `most`."""
+def protocol(serve: Serve, places: Places) -> type[HttpToolsProtocol]:
+    """What uvicorn makes one of for each connection to a listener that has so many places."""
 
     class Guarded(HttpToolsProtocol):
         """uvicorn's, with limits on bytes and time where the application, which reads the body, sets none.
@@ -106,7 +126,8 @@ def protocol(serve: Serve, most: int) -> type[HttpToolsProtocol]:
             self._end_in(HEAD_TIMEOUT_S)
             self._look()
             self._go_on()
-            if len(self.connections) > most:
+            if len(self.connections) > places.most:
+                places.refuse()
                 self.connections.discard(self)  # until it is closed it takes nobody's place
                 self._refuse(Problem("overloaded", "there are as many connections as may be"))
 

@@ -156,9 +156,10 @@ class _Server(uvicorn.Server):
     def __init__(self, app: Any, serve: Serve, most: int, certificate: ssl.SSLContext | None = None) -> None:
         # What it says of malformed requests is a stranger's to repeat; what matters, our own events say.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        self._certificate, self._most = certificate, most
+        self._certificate, self._places = certificate, connections.Places(most)
+        http = connections.protocol(serve, self._places)
         super().__init__(uvicorn.Config(
-            app, http=connections.protocol(serve, most), loop="none", ws="none", lifespan="off", log_config=None,
+            app, http=http, loop="none", ws="none", lifespan="off", log_config=None,
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=connections.IDLE_TIMEOUT_S,
             timeout_graceful_shutdown=serve.stop_timeout_s, backlog=BACKLOG,
         ))  # fmt: skip
@@ -181,7 +182,7 @@ class _Server(uvicorn.Server):
         servers: list[Any] = []  # what is asked of an asyncio.Server here they have
         for each in sockets:
             each.listen(BACKLOG)
-            servers.append(connections.Secured(each, self._certificate, self._most, there, make, self._stop))
+            servers.append(connections.Secured(each, self._certificate, self._places, there, make, self._stop))
         self.servers = servers
         self.started = True
 

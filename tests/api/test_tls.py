@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,6 +129,65 @@ def test_a_peer_that_does_not_close_its_side_keeps_no_place(tmp_path: Path, monk
         idle.sendall(ASKED)
         assert idle.recv(12) == b"HTTP/1.1 200"
         until_served(door, trusting)
+
+
+@pytest.mark.timeout(60)
+def test_a_client_without_a_request_does_not_keep_a_door_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connections, "REST_TIMEOUT_S", 600.0)
+    with closed(tmp_path, stop_timeout_s=300) as (door, trusting):
+        host, _, port = door.public_at.partition(":")
+        raw = socket.create_connection((host, int(port)), timeout=10)
+        idle = trusting.wrap_socket(raw, server_hostname="127.0.0.1")
+        idle.sendall(ASKED)
+        assert idle.recv(12) == b"HTTP/1.1 200"
+    idle.close()  # it has not heard that the door is closing: it reads nothing
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED])
+async def test_accepting_goes_on_after_what_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(connections, "ACCEPT_AGAIN_S", 0.0)
+    accepted, ended = asyncio.Event(), list[None]()
+
+    async def accept(_: socket.socket) -> None:
+        if not accepted.is_set():
+            accepted.set()
+            raise OSError(number, "told")
+        await asyncio.Event().wait()
+
+    secured = accepting(monkeypatch, accept, ended)
+    await accepted.wait()
+    await asyncio.sleep(0.01)
+    assert not ended
+    secured.close()
+    await secured.wait_closed()
+
+
+async def test_whatever_else_ends_the_accepting_ends_the_door_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = list[None]()
+
+    async def accept(_: socket.socket) -> None:
+        raise OSError(errno.EBADF, "no listener")
+
+    secured = accepting(monkeypatch, accept, ended)
+    with pytest.raises(OSError, match="no listener"):
+        await secured.wait_closed()
+    assert ended == [None]
+
+
+def accepting(
+    monkeypatch: pytest.MonkeyPatch, accept: Callable[[socket.socket], Awaitable[None]], ended: list[None]
+) -> connections.Secured:
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_accept", accept)
+    with socket.socket() as listener:
+        return connections.Secured(
+            listener, ssl.create_default_context(), connections.Places(1), (), asyncio.Protocol,
+            lambda: ended.append(None),
+        )  # fmt: skip
 
 
 def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(tmp_path: Path) -> None:

@@ -51,7 +51,11 @@ def answered(wire: socket.socket) -> bytes:
         return head + reader.read(length)
 
 
-def test_beyond_so_many_connections_the_next_is_told_to_come_again(tmp_path: Path) -> None:
+def test_beyond_so_many_connections_the_next_is_told_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, int]] = []
+    monkeypatch.setattr(connections.log, "warning", lambda _, **said: logged.append(said))
     asked = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     with closed_door(tmp_path, connections_max=2) as door:
         with connected(door.public_at) as first, connected(door.public_at) as second:
@@ -62,6 +66,7 @@ def test_beyond_so_many_connections_the_next_is_told_to_come_again(tmp_path: Pat
                 assert told.startswith(b"http/1.1 503 ")
                 assert b"retry-after: 1\r\n" in told
                 assert b"overloaded" in told
+                assert logged == [{"connections": 2, "refused": 1}]
             second.sendall(asked)  # who was there stays
             assert answered(second).startswith(b"http/1.1 200 ")
         deadline = time.monotonic() + 10
