@@ -65,9 +65,12 @@ class Report:
 
     @property
     def good(self) -> bool:
-        return not self.failed and bool(self.outcomes or self.planted) and not any(outcome.violations or not outcome.judged for outcome in self.outcomes) and not any(
-            "missed" in caught for caught in (*self.planted.values(), *self.controls.values())
-        )  # fmt: skip
+        return (
+            not self.failed
+            and bool(self.outcomes or self.planted)
+            and not any(each.violations or not each.judged or each.faults < each.asked for each in self.outcomes)
+            and not any("missed" in caught for caught in (*self.planted.values(), *self.controls.values()))
+        )
 
     def markdown(self) -> str:
         lines = [
