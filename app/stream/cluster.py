@@ -1,19 +1,16 @@
 """The real log: aiokafka's connections and protocol, our own fetching.
 
-One long poll per broker serves all partitions that are followed; restores read on connections of their own.
+What is followed is polled for; restores read on connections of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from typing import Any, Final
 
-from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -22,51 +19,21 @@ from app.config import Kafka
 from app.logs import Event, log
 from app.stream import batch
 from app.stream.connect import client_options
+from app.stream.connections import COMMITTED, RETRY_S, UNCOMMITTED, Connections, aborted_in
 from app.stream.log import OffsetGone, Partition, Placed, ReadRecord, Unreadable, Watermarks, Writer
+from app.stream.pollers import FETCH_WAIT_MS, Pollers
 from app.stream.tail import KafkaTail, offsets_in_order
 from app.stream.together import together
 from app.stream.transaction import KafkaWriter
 
-FETCH_WAIT_MS: Final = 100  # also how long a new partition may wait for its first poll
-SETTLING_S: Final = 1.0  # after a partition was followed others follow soon: a gate starts, or takes lanes over
-SETTLING_WAIT_MS: Final = 10
-FETCH_PARTITION_BYTES: Final = 1 << 20
-FETCH_BYTES: Final = 8 << 20
 RESTORE_FETCH_BYTES: Final = 4 << 20
 READ_TOLD_AFTER_S: Final = 5.0
 READ_TOLD_AGAIN_S: Final = 60.0
-RETRY_S: Final = 0.1
 OUTCOME_WAIT_S: Final = 5.0  # for a marker that a fence has seen written: a new leader may not show its last yet
-LEADERS_AGAIN_S: Final = 0.5
 METADATA_MAX_AGE_MS: Final = 30_000
 ALL: Final = 1 << 31
 _EARLIEST, _LATEST = -2, -1
-_UNCOMMITTED, _COMMITTED = 0, 1  # isolation levels
 _readers = itertools.count()
-
-
-class Connections(AIOKafkaClient):  # type: ignore[misc]
-    """aiokafka's client with what a lane needs beside: connections by purpose, closed when their user is done."""
-
-    async def drop(self, group: Hashable) -> None:
-        """Close all connections of a group, so that nothing sent on them is answered to a later user."""
-        mine = [key for key in self._conns if key[1] == group]
-        for key in mine:
-            connection = self._conns.pop(key)
-            connection.close()
-
-    async def leader(self, partition: Partition) -> int:
-        """The node that leads a partition. Raises KafkaError when none does."""
-        node = self.cluster.leader_for_partition(TopicPartition(*partition))
-        if node is None or node == -1:
-            await self.force_metadata_update()
-            node = self.cluster.leader_for_partition(TopicPartition(*partition))
-        if node is None or node == -1:
-            raise KafkaError(f"{partition[0]}[{partition[1]}] has no leader now")
-        return int(node)
-
-    async def transaction_coordinator(self, transactional_id: str) -> int:
-        return int(await self.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id))
 
 
 class Cluster:
@@ -81,10 +48,7 @@ class Cluster:
         self._transaction_timeout_ms = transaction_timeout_ms
         self._codec = batch.CODECS[codec]
         self._max_batch_bytes = max_batch_bytes
-        self._tails: dict[Partition, KafkaTail] = {}
-        self._pollers: dict[int, asyncio.Task[None]] = {}
-        self._changed = asyncio.Event()
-        self._followed_at_s = self._look_again_at_s = float("-inf")
+        self._pollers = Pollers(self._client, max_batch_bytes)
 
     async def start(self) -> None:
         """Raises KafkaError when no broker answers."""
@@ -92,10 +56,7 @@ class Cluster:
         await self._client.set_topics(self._topics)
 
     async def stop(self) -> None:
-        pollers = list(self._pollers.values())
-        for poller in pollers:
-            poller.cancel()
-        await asyncio.gather(*pollers, return_exceptions=True)
+        await self._pollers.stop()
         await self._client.close()
 
     # ── Log ──
@@ -129,14 +90,14 @@ class Cluster:
 
     async def stable_end(self, partition: Partition) -> int:
         """The last stable offset: the end as read_committed sees it, which an open transaction holds back."""
-        return (await self._retried(partition, _LATEST, isolation=_COMMITTED))[1]
+        return (await self._retried(partition, _LATEST, isolation=COMMITTED))[1]
 
     async def require_readable(self, topics: Sequence[str]) -> None:
         """Raises TopicAuthorizationFailedError where one may not be read. Where nobody answers, nothing is said."""
         await together(*map(self._require_readable, topics))
 
     async def _require_readable(self, topic: str) -> None:
-        request = FetchRequest(0, 1, 1, _COMMITTED, [(topic, [(0, ALL, 1)])])
+        request = FetchRequest(0, 1, 1, COMMITTED, [(topic, [(0, ALL, 1)])])
         try:
             response = await self._client.send(await self._client.leader((topic, 0)), request, group="offsets")
         except KafkaError:
@@ -145,7 +106,7 @@ class Cluster:
             if for_code(rows[0][1]) is TopicAuthorizationFailedError:
                 raise TopicAuthorizationFailedError(topic)
 
-    async def _retried(self, partition: Partition, which: int, isolation: int = _UNCOMMITTED) -> tuple[int, int]:
+    async def _retried(self, partition: Partition, which: int, isolation: int = UNCOMMITTED) -> tuple[int, int]:
         async with asyncio.timeout(self._deadline_s):
             while True:
                 try:
@@ -156,7 +117,7 @@ class Cluster:
     async def _offset(self, partition: Partition, which: int) -> int:
         return (await self._found(partition, which))[1]
 
-    async def _found(self, partition: Partition, which: int, isolation: int = _UNCOMMITTED) -> tuple[int, int]:
+    async def _found(self, partition: Partition, which: int, isolation: int = UNCOMMITTED) -> tuple[int, int]:
         request = OffsetRequest(-1, isolation, [(partition[0], [(partition[1], which)])])
         response = await self._client.send(await self._client.leader(partition), request, group="offsets")
         row = response.topics[0][1][0]
@@ -198,7 +159,7 @@ class Cluster:
         group = ("read", next(_readers))
         try:
             while True:
-                row = await self._fetch_row(partition, position, group, _UNCOMMITTED)
+                row = await self._fetch_row(partition, position, group, UNCOMMITTED)
                 for each in batch.headers(bytes(row[-1] or b"")):
                     if each.next_offset <= position:
                         continue
@@ -219,8 +180,8 @@ class Cluster:
     async def _fetch_one(
         self, partition: Partition, position: int, group: Hashable
     ) -> tuple[bytes, Sequence[tuple[int, int]] | None]:
-        row = await self._fetch_row(partition, position, group, _COMMITTED)
-        return bytes(row[-1] or b""), _aborted(row)
+        row = await self._fetch_row(partition, position, group, COMMITTED)
+        return bytes(row[-1] or b""), aborted_in(row)
 
     async def _fetch_row(self, partition: Partition, position: int, group: Hashable, isolation: int) -> Any:
         """A partition's part of a fetch response. Raises OffsetGone."""
@@ -250,108 +211,7 @@ class Cluster:
     def follow(
         self, partition: Partition, position: int, wake: asyncio.Event, *, past_open_transactions: bool = True
     ) -> KafkaTail:
-        tail = KafkaTail(self, partition, position, wake, self._max_batch_bytes, past_open_transactions)
-        self._tails[partition] = tail
-        self._followed_at_s = time.monotonic()
-        self._changed.set()
-        self._poll_all()
-        return tail
-
-    def forget(self, tail: KafkaTail) -> None:
-        if self._tails.get(tail.partition) is tail:
-            del self._tails[tail.partition]
-
-    # ── polling ──
-
-    def wake(self) -> None:
-        """A partition wants records again."""
-        self._changed.set()
-
-    def _poll_all(self) -> None:
-        for broker in self._client.cluster.brokers():
-            poller = self._pollers.get(broker.nodeId)
-            if poller is None or poller.done():
-                self._pollers[broker.nodeId] = asyncio.create_task(self._poll(broker.nodeId))
-
-    async def _poll(self, node: int) -> None:
-        """Long polls of one broker, for ever."""
-        while True:
-            try:
-                moved = await self._poll_once(node)
-            except Exception as error:
-                # Whatever it is: a poller that ended would hold every lane without a word.
-                log.failed(Event.FETCH_FAILED, error, node=node)
-                moved = True
-            if moved:
-                await asyncio.sleep(RETRY_S)
-                await self._client.force_metadata_update()
-                self._changed.set()  # whoever leads it now may have had nothing to ask for
-
-    async def _poll_once(self, node: int) -> bool:
-        """Ask for every partition the broker leads that has room. True when a leader has moved."""
-        self._poll_all()  # a broker may have joined
-        asked: dict[Partition, KafkaTail] = {}
-        for key, tail in self._tails.items():
-            if tail.wants:
-                leader = self._client.cluster.leader_for_partition(TopicPartition(*key))
-                if leader == node:
-                    asked[key] = tail
-                elif leader is None or leader < 0:
-                    self._look_for_leaders()
-        if not asked:
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):  # not wait_for, which may swallow a cancellation (Python 3.11)
-                    await self._changed.wait()
-            return False
-        topics: dict[str, list[tuple[int, int, int]]] = {}
-        asked_from = {key: tail.fetched for key, tail in asked.items()}
-        for (topic, number), tail in asked.items():
-            topics.setdefault(topic, []).append((number, tail.fetched, FETCH_PARTITION_BYTES))
-        sent_at_s = time.monotonic()
-        wait_ms = SETTLING_WAIT_MS if sent_at_s - self._followed_at_s < SETTLING_S else FETCH_WAIT_MS
-        request = FetchRequest(wait_ms, 1, FETCH_BYTES, _COMMITTED, list(topics.items()))
-        response = await self._client.send(node, request, group="fetch")
-        log.outage.answered()
-        moved = False
-        for topic, rows in response.topics:
-            for row in rows:
-                tail = asked[topic, row[0]]
-                if tail.fetched != asked_from[topic, row[0]]:
-                    continue  # another leader has answered meanwhile: this answer begins in the middle
-                try:
-                    moved |= self._deliver(tail, row, sent_at_s)
-                except Exception as error:
-                    tail.broken(error)  # bytes we cannot read stop the one partition, by name, and no other
-        return moved
-
-    def _look_for_leaders(self) -> None:
-        """Nobody is asked for a partition that none leads, so nobody would say who leads it next."""
-        now_s = time.monotonic()
-        if now_s >= self._look_again_at_s:
-            self._look_again_at_s = now_s + LEADERS_AGAIN_S
-            self._client.force_metadata_update()
-
-    def _deliver(self, tail: KafkaTail, row: Any, sent_at_s: float) -> bool:
-        """Hand a partition's part of a response to its tail. True when the leader has moved."""
-        if row[1]:
-            return _failed(tail, for_code(row[1]))
-        tail.arrived(row[-1] or b"", _aborted(row), row[2])
-        if tail.fetched >= (row[3] if tail.past_open_transactions else row[2]):  # last stable offset, high watermark
-            tail.caught_up(sent_at_s)
-        return False
-
-
-def _failed(tail: KafkaTail, error: type[KafkaError]) -> bool:
-    """True when the leader has moved."""
-    if error is OffsetOutOfRangeError:
-        tail.out_of_range()
-        return False
-    if error is TopicAuthorizationFailedError:
-        tail.broken(error(tail.partition[0]))
-        return False
-    tail.failed(error)
-    return bool(error.invalid_metadata)
+        return self._pollers.follow(partition, position, wake, past_open_transactions)
 
 
 def _all_of(part: batch.Batch, partition: Partition, max_bytes: int) -> list[Any]:
@@ -362,12 +222,6 @@ def _all_of(part: batch.Batch, partition: Partition, max_bytes: int) -> list[Any
     except Exception as error:
         raise Unreadable(f"{partition[0]}[{partition[1]}] at {part.base_offset}: {type(error).__name__}") from error
     return records
-
-
-def _aborted(row: Any) -> Sequence[tuple[int, int]] | None:
-    """The aborted transactions in a partition's part of a fetch response; v5 put the log's start before them."""
-    aborted: Sequence[tuple[int, int]] | None = row[4] if len(row) == 6 else row[5]
-    return aborted
 
 
 def _raise_for(code: int, partition: Partition) -> None:

@@ -18,7 +18,7 @@ from app.stream import batch
 from app.stream.log import OffsetGone, Partition, Unreadable
 
 if TYPE_CHECKING:
-    from app.stream.cluster import Cluster
+    from app.stream.pollers import Pollers
 
 BUFFER_BYTES: Final = 2 << 20  # as fetched
 TAKE_AT_ONCE: Final = 100
@@ -32,13 +32,13 @@ class KafkaTail:
     """One followed partition: what was fetched and not taken yet."""
 
     def __init__(
-        self, cluster: Cluster, partition: Partition, position: int, wake: asyncio.Event, max_batch_bytes: int,
+        self, pollers: Pollers, partition: Partition, position: int, wake: asyncio.Event, max_batch_bytes: int,
         past_open_transactions: bool,
     ) -> None:  # fmt: skip
         self.partition, self.past_open_transactions = partition, past_open_transactions
         self.fetched = position  # where the next fetch begins
         self._position = position
-        self._cluster, self._wake, self._max_batch_bytes = cluster, wake, max_batch_bytes
+        self._pollers, self._wake, self._max_batch_bytes = pollers, wake, max_batch_bytes
         self._waiting: deque[tuple[batch.Batch | None, int]] = deque()
         self._bytes = 0
         self._current: _Reading | None = None
@@ -153,13 +153,15 @@ class KafkaTail:
             return False
         part, self._current_end = self._waiting.popleft()
         if part is not None:
+            was_full = self._bytes >= BUFFER_BYTES
             self._bytes -= len(part.raw)
             self._current = _Reading(part, self.partition[1], self._position, self._max_batch_bytes)
-            self._cluster.wake()
+            if was_full and self._bytes < BUFFER_BYTES:
+                self._pollers.wake()
         return True
 
     def close(self) -> None:
-        self._cluster.forget(self)
+        self._pollers.forget(self)
 
 
 def _size_of(record: Record) -> int:

@@ -35,7 +35,7 @@ from app.stream.log import CommitUnknown, Fenced, Partition, Placed
 from app.stream.together import together
 
 if TYPE_CHECKING:
-    from app.stream.cluster import Connections
+    from app.stream.connections import Connections
 
 # While the markers of the transaction before are written: mostly a millisecond or two, but as long as a leader is away.
 MARKERS_WAIT_S: Final = 0.002
@@ -75,7 +75,8 @@ class KafkaWriter:
             async with asyncio.timeout(self._deadline_s):
                 while True:
                     try:
-                        self._coordinator = await self._client.transaction_coordinator(self._id)
+                        if self._coordinator < 0:
+                            self._coordinator = await self._client.transaction_coordinator(self._id)
                         response = await self._client.send(self._coordinator, request, group=self._group)
                         _raise_for(response.error_code)
                     except ConcurrentTransactions:
@@ -83,6 +84,7 @@ class KafkaWriter:
                     except KafkaError as error:
                         if not isinstance(error, _NOT_YET) and not error.retriable:
                             raise type(error)(self._id) from None  # which of all ids, aiokafka does not say
+                        self._coordinator = -1
                         await asyncio.sleep(COORDINATOR_WAIT_S)
                         await self._client.force_metadata_update()
                     else:

@@ -113,7 +113,7 @@ def _writer(journal: Journal, armed: Armed) -> None:
     from aiokafka.protocol.produce import ProduceRequest
     from aiokafka.protocol.transaction import EndTxnRequest
 
-    from app.stream.cluster import Connections
+    from app.stream.connections import Connections
     from app.stream.transaction import KafkaWriter
 
     fence, add, produce, end = KafkaWriter.fence, KafkaWriter._add_partitions, KafkaWriter._produce, KafkaWriter._end

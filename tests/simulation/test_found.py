@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from app.config import Kafka
-from app.stream.cluster import SETTLING_S, Cluster
+from app.stream.cluster import Cluster
 from app.stream.lane import Lane, State
+from app.stream.pollers import SETTLING_S
 from app.stream.topics import Topic
 from tests.simulation import faults
 from tests.simulation.faults import Plan

@@ -23,7 +23,8 @@ from aiokafka.errors import (
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
 
-from app.stream.cluster import METADATA_MAX_AGE_MS, Connections
+from app.stream.cluster import METADATA_MAX_AGE_MS
+from app.stream.connections import Connections
 from tests.simulation.log import Broker
 from tests.simulation.scheduler import Process, current_process
 

@@ -17,10 +17,10 @@ from app.gate.revocation import revocation_key
 from app.logs import log
 from app.stream import lane as lane_module
 from app.stream import tail as tail_module
-from app.stream.cluster import Cluster
 from app.stream.judging import Judge, Slice
 from app.stream.lane import Lane
 from app.stream.log import CommitUnknown, ReadRecord
+from app.stream.pollers import Pollers
 from app.stream.tail import KafkaTail
 from app.stream.topics import Topic
 from app.stream.transaction import KafkaWriter
@@ -141,7 +141,7 @@ async def test_a_partition_that_cannot_be_read_is_told_and_holds_up_no_other(mon
     told: list[dict[str, Any]] = []
     with log.into(told):
         for _ in range(3):
-            assert Cluster._deliver(None, tail, (3, 2, -1, -1, None, b""), 0.0) is False  # type: ignore[arg-type]
+            assert Pollers._deliver(None, tail, (3, 2, -1, -1, None, b""), 0.0) is False  # type: ignore[arg-type]
     assert [(event["event"], event["partition"], event["error"]) for event in told] == [
         ("fetch_failed", 3, "CorruptRecordException")
     ]
