@@ -14,8 +14,12 @@ BROKER_SESSION_S = BROKER_SESSION_MS / 1000
 SETTLE_S = 60.0
 
 
-def kill_broker(stage: Stage, cluster: Cluster, row: str, part: str) -> Fault:
-    """SIGKILL the broker that plays a part; start it again; wait until replicas are in sync and all lanes decide."""
+def kill_broker(stage: Stage, cluster: Cluster, row: str, part: str, *, soon: bool = False) -> Fault:
+    """SIGKILL the broker that plays a part; start it again; wait until replicas are in sync and all lanes decide.
+
+    It comes back while lanes work, and after its session; or `soon`, within it: then it leads as it did, may end
+    transactions by what only its own log says, and tear them (Kafka 4.2.1).
+    """
     lane = stage.dice.randrange(stage.lanes)
     match part:
         case "leader of an input":
@@ -32,9 +36,7 @@ def kill_broker(stage: Stage, cluster: Cluster, row: str, part: str) -> Fault:
     pid = cluster.pids.get(node)
     cluster.kill(node)
     fault.effective = pid is not None and node not in cluster.pids
-    # What decides while the broker is away is told by the lanes; the broker comes back while they work, and after its
-    # session: before, it leads as it did, ends transactions by what only its own log says, and tears them (Kafka 4.2.1).
-    time.sleep(BROKER_SESSION_S + stage.dice.uniform(0.5, 3.0))
+    time.sleep(stage.dice.uniform(1.0, 4.0) if soon else BROKER_SESSION_S + stage.dice.uniform(0.5, 3.0))
     cluster.restart(node)
     return _settled(stage, cluster, fault)
 

@@ -109,6 +109,12 @@ def broker_kills(play: Play) -> None:
             brokers.kill_broker(play.stage, play.cluster, play.row, part)
 
 
+def brokers_back_soon(play: Play) -> None:
+    parts = itertools.cycle(brokers.PARTS)
+    for _ in play.going(play.count * 2):
+        brokers.kill_broker(play.stage, play.cluster, play.row, next(parts), soon=True)
+
+
 def rolling_restarts(play: Play) -> None:
     for _ in play.going(play.count):
         for node in (1, 2, 3):
@@ -304,6 +310,7 @@ ROWS: tuple[Row, ...] = (
     Row("F3", "SIGSTOP beyond the session, then SIGCONT", 40, 8, zombies, seconds=240),
     Row("F4", "a stranger takes a transactional id", 30, 0, hijacks, seconds=60),
     Row("F5", "broker SIGKILL by part, and all three", 30, 6, broker_kills, alone=True, seconds=450),
+    Row("F27", "broker SIGKILL by part, back within its session", 30, 0, brokers_back_soon, alone=True, seconds=450),
     Row("F6", "clean rolling restart, broker by broker", 30, 0, rolling_restarts, alone=True, seconds=400),
     Row("F7", "rebalance storm, 2 to 6 gates", 100, 0, storm, seconds=150),
     Row("F8", "EndTxn held past the next transaction", 150, 20, held_ends, seconds=200, stage={"proxied": True},
