@@ -54,7 +54,7 @@ def test_transactions_that_kafka_tears_would_show_if_they_were_left_so(monkeypat
     async def settle(*_: object) -> None:
         """As if nobody asked."""
 
-    torn = range(TORN_EVERY - 1, TORN_EVERY * 10, TORN_EVERY)
+    torn = range(TORN_EVERY - 1, TORN_EVERY * 20, TORN_EVERY)
     outcomes = [simulate(seed)[1] for seed in torn]
     assert sum(outcome.faults["torn"] for outcome in outcomes) > 10
     assert [outcome.violations for outcome in outcomes] == [[]] * len(torn)
