@@ -33,7 +33,7 @@ class Doubt:
         May be tried again after any error. Nothing is written where another has had the lane meanwhile, and has begun
         from what it found.
         """
-        partitions = sorted(self._parts)
+        partitions = sorted(self._placed)
         found = await together(*(source.outcome(each, self._placed[each]) for each in partitions))
         outcomes = dict(zip(partitions, found, strict=True))
         missing = [each for each, stands in outcomes.items() if stands is False]

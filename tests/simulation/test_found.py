@@ -161,6 +161,22 @@ def test_what_nobody_led_for_a_moment_is_asked_for_again_at_once() -> None:
     on_two_nodes(script)
 
 
+@pytest.mark.parametrize("since_s", [2.1, 2.3, 2.5, 2.7, 2.9])
+def test_who_has_had_nothing_to_ask_for_asks_at_once_for_what_a_broker_leads_now(since_s: float) -> None:
+    """It slept on for up to a second, though another poller had learnt of the new leader."""
+
+    async def script(place: Place, broker: Broker) -> None:
+        broker.moved[place.b, 0] += 1
+        async with following(place) as is_read:
+            await asyncio.sleep(since_s)
+            broker.moved[place.b, 0] += 1
+            began_s = asyncio.get_running_loop().time()
+            await is_read(place.b)
+            assert asyncio.get_running_loop().time() - began_s < 0.35
+
+    on_two_nodes(script)
+
+
 def test_a_zombie_whose_position_was_decided_and_deleted_meanwhile_does_not_stop_for_good() -> None:
     """It found its records gone before it learnt that it had been fenced, and stopped with an alarm."""
 
