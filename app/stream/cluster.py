@@ -165,10 +165,12 @@ class Cluster:
                         continue
                     if ours and each.commits is not None and each.producer_id == placed.producer_id:
                         return each.commits
-                    if not ours and each.base_offset > position:
-                        return None  # compaction took them
-                    if not ours and (each.producer_id, each.epoch) != (placed.producer_id, placed.epoch):
-                        return False  # a log that lost its end, and went on
+                    if not ours and (each.base_offset, each.producer_id, each.epoch) != (
+                        position, placed.producer_id, placed.epoch,
+                    ):  # fmt: skip
+                        # A log that lost its end and went on; or compaction took them: aborted, for it leaves the last
+                        # of each key, and until a lane is out of doubt nobody writes a later one.
+                        return False
                     ours, position = True, each.next_offset
                 if position >= row[2] and time.monotonic() > tired_at_s:  # its high watermark
                     return None

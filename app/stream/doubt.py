@@ -25,6 +25,7 @@ class Doubt:
         self, parts: Mapping[Partition, Sequence[Out]], placed: Mapping[Partition, Placed], checkpoints: Partition
     ) -> None:
         self._parts, self._placed, self._checkpoints = parts, dict(placed), checkpoints
+        self._stand: dict[Partition, bool | None] = dict.fromkeys(sorted(placed))  # None: not known, or not yet
         self._told: list[Partition] = []
 
     async def settle(self, source: Log, writer: Writer) -> None:
@@ -33,20 +34,21 @@ class Doubt:
         May be tried again after any error. Nothing is written where another has had the lane meanwhile, and has begun
         from what it found.
         """
-        partitions = sorted(self._placed)
-        found = await together(*(source.outcome(each, self._placed[each]) for each in partitions))
-        outcomes = dict(zip(partitions, found, strict=True))
-        missing = [each for each, stands in outcomes.items() if stands is False]
-        if not missing or True not in outcomes.values():
+        asked = [each for each, stands in self._stand.items() if stands is None]
+        found = await together(*(source.outcome(each, self._placed[each]) for each in asked))
+        self._stand |= zip(asked, found, strict=True)
+        missing = [each for each, stands in self._stand.items() if stands is False]
+        if not missing or True not in self._stand.values():
             return
         too_late = await self._begun_by_another(source)
-        self._tell(outcomes, missing, too_late=too_late)
+        self._tell(missing, too_late=too_late)
         if too_late:
             return
         try:
             await writer.commit({each: self._parts[each] for each in missing})
         except CommitUnknown as error:
             self._placed |= error.placed
+            self._stand |= dict.fromkeys(error.placed)
             raise
 
     async def _begun_by_another(self, source: Log) -> bool:
@@ -58,14 +60,14 @@ class Doubt:
                 return True
         return False
 
-    def _tell(self, outcomes: Mapping[Partition, bool | None], missing: list[Partition], *, too_late: bool) -> None:
+    def _tell(self, missing: list[Partition], *, too_late: bool) -> None:
         """Once, however often it has to be tried."""
         if missing == self._told:
             return
         self._told = missing
         TRANSACTIONS.labels("torn").inc()
         said: dict[str, list[str]] = {"committed": [], "aborted": [], "unknown": []}
-        for (topic, number), stands in outcomes.items():
+        for (topic, number), stands in self._stand.items():
             said["unknown" if stands is None else "committed" if stands else "aborted"].append(f"{topic}[{number}]")
         named = {outcome: names[:NAMED_MAX] for outcome, names in said.items()}
         log.error(Event.TRANSACTION_TORN, lane=self._checkpoints[1], too_late=too_late, **named)

@@ -95,6 +95,17 @@ def test_the_lanes_own_checkpoints_are_no_other_owners(own: list[int]) -> None:
     assert ends.written == [only(JOBS, RECEIPTS)]
 
 
+def test_what_is_known_is_not_asked_again() -> None:
+    """What was aborted may be compacted or deleted by then."""
+    ends, asked = Ends(JOBS), doubt()
+    ends.fails = [{}]
+    with pytest.raises(CommitUnknown):
+        ends.settle(asked)
+    ends.outcomes = dict.fromkeys(ends.outcomes)
+    ends.settle(asked)
+    assert ends.written == [only(CHECKPOINTS, RECEIPTS)] * 2
+
+
 def test_a_completion_without_an_answer_is_asked_for_where_it_was_put(logged: list[dict[str, Any]]) -> None:
     ends, asked = Ends(JOBS), doubt()
     again = {CHECKPOINTS: Placed(12, -1, 7, 2), RECEIPTS: Placed(32, -1, 7, 2)}
