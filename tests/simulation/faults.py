@@ -22,7 +22,7 @@ KINDS: Final = {
 # And what may happen to a request of a writer, at random.
 LOSSES: Final = ("request lost", "answer lost", "end held", "black hole")
 HELD_MAX_S: Final = 2.5
-# Where transactions are torn, these: who wrote one can complete it, and nobody else. And no retention, which here deletes
+# Where transactions are torn, these, and one gate alone: who wrote one can complete it, and no other that has the lane. And no retention, which here deletes
 # at once what was torn before anybody could ask for it.
 KINDS_OF_TORN: Final = (
     "broker down", "leaders move", "slow network", "clock off", "disk full", "compaction",
@@ -62,11 +62,13 @@ def plan(seed: int) -> Plan:
     quiet = dice.random() < 0.125
     kinds = tuple(kind for kind in KINDS if dice.random() < 0.45)
     losses = {kind: dice.choice((0.0, 0.01, 0.03)) for kind in LOSSES}
-    if seed % TORN_EVERY == TORN_EVERY - 1:
+    is_torn = seed % TORN_EVERY == TORN_EVERY - 1
+    if is_torn:
         kinds = tuple(kind for kind in kinds if kind in KINDS_OF_TORN)
         losses["torn"] = 0.05
+    lanes, gates = dice.randint(2, 4), dice.choice((2, 2, 3))
     return Plan(
-        seed=seed, random=dice, lanes=dice.randint(2, 4), gates=dice.choice((2, 2, 3)), nodes=dice.choice((1, 2, 3)),
+        seed=seed, random=dice, lanes=lanes, gates=1 if is_torn else gates, nodes=dice.choice((1, 2, 3)),
         fifo=dice.random() < 0.6, latency_s=dice.choice((0.0005, 0.002, 0.01)),
         marker_max_s=dice.choice((0.001, 0.01, 0.1)), batch_max_records=dice.choice((2, 8, 50)),
         transaction_timeout_ms=dice.choice((1_000, 2_000)), max_staleness_ms=dice.choice((400, 1_000)), session_s=1.0,
