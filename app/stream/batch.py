@@ -171,18 +171,29 @@ class Header(NamedTuple):
 
 def headers(raw: bytes) -> Iterator[Header]:
     """The batches of one fetch response, whoever wrote them and whatever became of them. One cut off is left out."""
-    at, end = 0, len(raw)
-    while end - at >= HEADER_BYTES:
-        (base, length, _, _, _, attributes, last_delta, _, _, producer_id, epoch, _, _) = _HEADER.unpack_from(raw, at)
-        size = _AFTER_LENGTH + length
-        if size > end - at:
-            return
-        commits = None
+    for start, end, header in _whole(raw):
+        (base, _, _, _, _, attributes, last_delta, _, _, producer_id, epoch, _, _) = header
+        next_offset, commits = base + last_delta + 1, None
         if attributes & _CONTROL:
             # Its one record's key: version, then type, both int16; 1 is a commit (KIP-98).
-            (marker,) = Records(Batch(raw[at : at + size], base, base + last_delta + 1, attributes), size).take(1)
+            (marker,) = Records(Batch(raw[start:end], base, next_offset, attributes), end - start).take(1)
             commits = marker.key[2:4] == b"\x00\x01"
-        yield Header(base, base + last_delta + 1, producer_id, epoch, commits)
+        yield Header(base, next_offset, producer_id, epoch, commits)
+
+
+def _whole(raw: bytes) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    """Where each whole batch begins and ends in one fetch response, and its header. Raises ValueError for no v2."""
+    at, end = 0, len(raw)
+    while end - at >= HEADER_BYTES:
+        header = _HEADER.unpack_from(raw, at)
+        size = _AFTER_LENGTH + header[1]
+        if size > end - at:
+            return
+        if header[3] != 2:
+            raise ValueError(
+                f"message format v{header[3]} at offset {header[0]}: Tollgate reads v2, Kafka's since 0.11"
+            )
+        yield at, at + size, header
         at += size
 
 
@@ -198,15 +209,8 @@ def visible(raw: bytes, aborted: Sequence[tuple[int, int]] | None, position: int
     """
     pending = sorted(aborted or (), key=lambda item: item[1])
     open_aborts: set[int] = set()
-    at, end = 0, len(raw)
-    while end - at >= HEADER_BYTES:
-        (base, length, _, magic, _, attributes, last_delta, _, _, producer_id, _, _, _) = _HEADER.unpack_from(raw, at)
-        size = _AFTER_LENGTH + length
-        if size > end - at:
-            return
-        if magic != 2:
-            raise ValueError(f"message format v{magic} at offset {base}: Tollgate reads v2, Kafka's since 0.11")
-        start, at = at, at + size
+    for start, at, header in _whole(raw):
+        (base, _, _, _, _, attributes, last_delta, _, _, producer_id, _, _, _) = header
         next_offset = base + last_delta + 1
         # What lies before the position is passed over, but where a producer's aborted transaction ends still counts.
         while pending and pending[0][1] <= base:
@@ -219,7 +223,7 @@ def visible(raw: bytes, aborted: Sequence[tuple[int, int]] | None, position: int
         if attributes & _CONTROL or (attributes & _TRANSACTIONAL and producer_id in open_aborts):
             yield None, next_offset
         else:
-            whole = start == 0 and at == end
+            whole = start == 0 and at == len(raw)
             yield Batch(raw if whole else raw[start:at], base, next_offset, attributes), next_offset
         position = next_offset
 

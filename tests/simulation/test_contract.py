@@ -14,6 +14,7 @@ import rocksdict
 from app.gate.outputs import Out
 from app.stream import store
 from app.stream.log import CommitUnknown, Fenced, OffsetGone
+from app.stream.transaction import KafkaWriter
 from tests.simulation import disk
 from tests.simulation.disk import DISK, Disk
 from tests.simulation.places import Contract, Place, ask_real, ask_simulated
@@ -194,12 +195,18 @@ async def who_fences_gets_a_higher_epoch_and_the_former_is_fenced_everywhere(pla
     assert await place.values(place.a) == [b"2"]
 
 
+async def begun_on_both(place: Place) -> KafkaWriter:
+    """A writer that has written a record to each of two topics, in a transaction that is open."""
+    writer = await place.fence()
+    assert await place.add(writer, place.a, place.b) == 0
+    for topic in (place.a, place.b):
+        assert await place.produce(writer, topic, 0, b"1") == 0
+    return writer
+
+
 @contract
 async def a_fence_ends_the_formers_transaction_before_it_returns(place: Place) -> None:
-    old = await place.fence()
-    assert await place.add(old, place.a, place.b) == 0
-    assert await place.produce(old, place.a, 0, b"1") == 0
-    assert await place.produce(old, place.b, 0, b"1") == 0
+    old = await begun_on_both(place)
     assert await place.stable(place.a) == 0
     new = await place.fence()
     for topic in (place.a, place.b):
@@ -213,10 +220,7 @@ async def a_fence_ends_the_formers_transaction_before_it_returns(place: Place) -
 @contract
 async def a_fence_aborts_what_no_marker_has_reached_and_leaves_what_one_has(place: Place) -> None:
     """A transaction torn, as by a coordinator that is fenced amid its markers."""
-    old = await place.fence()
-    assert await place.add(old, place.a, place.b) == 0
-    assert await place.produce(old, place.a, 0, b"1") == 0
-    assert await place.produce(old, place.b, 0, b"1") == 0
+    old = await begun_on_both(place)
     await place.ops.mark_committed(place.a, old)
     await place.settled(place.a)
     assert await place.stable(place.b) == 0
