@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rows.rows import ATTACKS, ROWS
+from tests.rows.attack_table import ATTACKS
+from tests.rows.rows import ROWS
 from tests.support.named import functions_of
 
 HERE = Path(__file__).parent
