@@ -26,16 +26,17 @@ MURMUR2_SEED = 0x9747B28C
 WITHOUT_KEY = 0.05  # webhook triggers that carry no key: each is a run of its own
 SAME_KEY = 0.03  # keys of another, under a subject of one's own
 AT = "@"
-HOUR_S = 3_600
+MINUTE_S = 60
 
 
 class Special(NamedTuple):
-    """A trigger that a row makes itself. `taken` is told its id when the broker has it."""
+    """A trigger that a row makes itself. `taken` is told its id when the broker has it; `lane`: any, when None."""
 
     sent: Sent
     value: bytes | None
     headers: Sequence[tuple[str, bytes]] = ()
-    taken: Callable[[str], None] | None = None
+    taken: Callable[[str], object] | None = None
+    lane: int | None = None
 
 
 class Load(Traffic):
@@ -63,9 +64,12 @@ class Load(Traffic):
         self._uids = itertools.count()
         self._ledger = os.open(ledger_file, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)
         now_s = int(time.time())
-        old = {"iat": now_s - 3 * HOUR_S, "nbf": now_s - 3 * HOUR_S, "exp": now_s - 2 * HOUR_S}
-        self._expired = issuer.token("many", **old)
-        self._when_valid_ms = (now_s - 5 * HOUR_S // 2) * 1_000
+        # Good for a gate that goes by a clock of its own which is an hour late, or early; by the broker's, neither is.
+        self._expired = issuer.token(
+            "many", iat=now_s - 80 * MINUTE_S, nbf=now_s - 80 * MINUTE_S, exp=now_s - 10 * MINUTE_S
+        )
+        self._early = issuer.token("many", nbf=now_s + 50 * MINUTE_S, exp=now_s + 120 * MINUTE_S)
+        self._when_valid_ms = (now_s - 40 * MINUTE_S) * 1_000
         self._elsewhere = issuer.token("many", aud="tollgate:another")
         # Subject and job run together to the same text for both, and another subject altogether.
         self._others = {
@@ -100,6 +104,7 @@ class Load(Traffic):
         return (
             *super()._bad_ones(),
             bad("token_expired", self._expired),
+            bad("token_not_yet_valid", self._early),
             bad("audience_mismatch", self._elsewhere),
         )
 
@@ -120,6 +125,15 @@ class Load(Traffic):
         uid = self._uid()
         self._write([(uid, Special(sent, None))])
         return uid
+
+    def send_sentinels(self, taken: Callable[[str], object]) -> None:
+        """A good trigger to each lane, now. Once the thread has ended."""
+        for lane in range(self._lanes):
+            value = json.dumps({"job": JOB, "params": {"sentinel": lane}, "token": self.webhook()}).encode()
+            uid, special = self._uid(), Special(Sent(None, "good"), value, taken=taken, lane=lane)
+            self._write([(uid, special)])
+            self._send(uid, special)
+        self.failed += self._producer.flush(30)
 
     def told(self, uid: bytes, error: Any) -> None:
         """What became of sending it."""
@@ -164,8 +178,8 @@ class Load(Traffic):
             if error is None and special.taken is not None:
                 special.taken(f"{message.partition()}-{message.offset()}")
 
-        lane = self._random.randrange(self._lanes)
-        if sent.identity is not None and self._random.random() < self._home_share:
+        lane = self._random.randrange(self._lanes) if special.lane is None else special.lane
+        if special.lane is None and sent.identity is not None and self._random.random() < self._home_share:
             lane = home(sent.identity.partition(AT)[0], self._lanes)
         # Who shows an expired token dates its record back to when it was good.
         options: dict[str, Any] = {"timestamp": self._when_valid_ms} if sent.reason == "token_expired" else {}

@@ -138,7 +138,7 @@ def episode(stage: Stage, row: str, form: str, between: KafkaProxy, longest_s: f
     gate = stage.gates[stage.proxies.index(between)]
     where = "all brokers" if broker is None else f"broker {broker + 1}"
     fault = Fault(row, form, time.monotonic(), lanes=gate.lanes, detail=f"{gate.name}, {where}, {long_s} s")
-    before = between.seen.total()
+    before = between.met
     if form == "RST":
         between.reset()
     else:
@@ -151,6 +151,5 @@ def episode(stage: Stage, row: str, form: str, between: KafkaProxy, longest_s: f
         if form == "slow close":
             between.reset()
     fault.at = time.monotonic()
-    stage.until(lambda: between.seen.total() > before, 5)
-    fault.effective = between.seen.total() > before  # frames met it
+    fault.effective = stage.until(lambda: between.met > before, 1)
     return stage.note(fault)

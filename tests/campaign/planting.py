@@ -1,4 +1,5 @@
-"""The bugs the judge must find, played on a real stage: each with the same strikes, and one stage with no bug."""
+"""The bugs the judge must find, played on a real stage: each with the same strikes and the same time to come right as
+any row, and one stage with no bug: whatever is late is late there, too."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tests.planted.bugs import BUGS
 from tests.support import proxy
 
 STAGE: dict[str, Any] = {
-    "gate_count": 2, "lanes": 4, "rate": 250, "proxied": True, "session_ms": 2_000, "settle_s": 10.0, "rest_s": 10.0,
+    "gate_count": 2, "lanes": 4, "rate": 250, "proxied": True, "session_ms": 2_000,
     "gate__batch_max_records": "20",
     "load": {"repeats": 0.3, "bad": 0.1, "remembered": 300},
 }  # fmt: skip

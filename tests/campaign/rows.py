@@ -15,7 +15,7 @@ from tests.campaign import brokers, inputs, network, storage, strikes, topics
 from tests.campaign.cluster import Cluster
 from tests.campaign.network import Ends
 from tests.campaign.points import Point
-from tests.campaign.stage import Interrupted, Stage
+from tests.campaign.stage import Fault, Interrupted, Stage
 from tests.support import proxy
 
 
@@ -86,10 +86,10 @@ def zombies(play: Play) -> None:
     for left in play.going(play.count * 2):
         turn = next(turns)
         two = min(left, 2)
-        # Every fourth round one sleeps longer than a transaction may take.
+        # In every second round one sleeps longer than a transaction may take, by turns in the commit and elsewhere.
         seconds = [play.stage.dice.uniform(1.7, 3.0) * session_s for _ in range(two)]
-        if turn % 4 == 3:
-            seconds[0] = 12.0
+        if turn % 4 in {1, 2}:
+            seconds[0] = OUTSLEPT_S
         strikes.stall_round(play.stage, play.row, seconds, in_commit=[turn % 2 == 0, turn % 2 == 1][:two])
 
 
@@ -99,13 +99,12 @@ def hijacks(play: Play) -> None:
 
 
 def broker_kills(play: Play) -> None:
-    turns = itertools.count()
+    parts = itertools.cycle((*brokers.PARTS, None))
     for _ in play.going(play.count * 2):
-        turn = next(turns)
-        if turn % 7 == 6:
+        part = next(parts)
+        if part is None:
             brokers.kill_all_brokers(play.stage, play.cluster, play.row)
         else:
-            part = brokers.PARTS[turn % 7 % len(brokers.PARTS)]
             brokers.kill_broker(play.stage, play.cluster, play.row, part)
 
 
@@ -122,12 +121,16 @@ def rolling_restarts(play: Play) -> None:
 
 
 def storm(play: Play) -> None:
-    for _ in play.going(play.count * 2):
-        strikes.churn(play.stage, play.row, 2, 6)
+    joining: list[Fault] = []
+    for _ in play.going(play.count * 3):
+        fault = strikes.churn(play.stage, play.row, 2, 6)
+        if fault.kind == "join":
+            joining.append(fault)
+        joining = strikes.note_joined(play.stage, joining)
         time.sleep(play.stage.dice.uniform(0.2, 1.0))
-    while sum(gate.alive for gate in play.stage.gates) < 2:
-        strikes.churn(play.stage, play.row, 2, 6)
     play.stage.until_all_decide("the storm")
+    for fault in strikes.note_joined(play.stage, joining):
+        play.stage.note(fault)
 
 
 IN_VAIN_MAX = 2
@@ -224,7 +227,9 @@ def damaged_stores(play: Play) -> None:
         done = Counter(fault.kind for fault in play.stage.faults if fault.row == play.row and fault.effective)
         missing = list((Counter(wanted) - done).elements()) or wanted
         play.stage.dice.shuffle(missing)
-        storage.damage_round(play.stage, play.row, missing[: min(left, 14)], older)
+        storage.damage_round(play.stage, play.row, missing[:left], older)
+    told = sum(event["event"] == "store_wiped" for gate in play.stage.gates for event in gate.events())
+    play.stage.notes.append(f"gates threw {told} stores away as damaged or not theirs; the others made no difference")
 
 
 def aborted_stores(play: Play) -> None:
@@ -292,6 +297,8 @@ def swarm(play: Play) -> None:
                 time.sleep(1)
     ends.give_up()
     stage.notes.append(f"{windows} windows, {quiet} of them without faults")
+    if windows < SWARM_WINDOWS * share:
+        stage.broken.append(f"windows_played: {windows}, asked: {SWARM_WINDOWS * share:.0f}")
     stage.until_all_decide("the swarm")
 
 
@@ -301,6 +308,7 @@ def by(work: Callable[[Stage, str, int, Callable[[int], None]], None]) -> Callab
 
 
 OUTLIVED_S = 4.0
+OUTSLEPT_S = 12.0  # longer than the stage's transactions may take
 SWARM_S, SWARM_FAULTS, SWARM_WINDOWS = 600, 150, 40
 
 ROWS: tuple[Row, ...] = (
@@ -313,7 +321,7 @@ ROWS: tuple[Row, ...] = (
     Row("F27", "broker SIGKILL by part, back within its session", 30, 0, brokers_back_soon, alone=True, seconds=450),
     Row("F6", "clean rolling restart, broker by broker", 30, 0, rolling_restarts, alone=True, seconds=400),
     Row("F7", "rebalance storm, 2 to 6 gates", 100, 0, storm, seconds=150),
-    Row("F8", "EndTxn held past the next transaction", 150, 20, held_ends, seconds=200, stage={"proxied": True},
+    Row("F8", "EndTxn held past the next transaction", 150, 30, held_ends, seconds=200, stage={"proxied": True},
         control="no_recycling_after_unknown_end"),
     Row("F9", "bad network", 80, 0, weather, seconds=300, stage={"proxied": True}),
     Row("F10", "transaction outlives its timeout", 20, 0, outlived, seconds=150,
@@ -326,9 +334,10 @@ ROWS: tuple[Row, ...] = (
     Row("F16", "sizes, and batches that expand to 210 MB", 500, 0, by(inputs.sizes), seconds=120, stage={"rate": 200}),
     Row("F17", "topics that break a guarantee, at start and later", 12, 0, by(topics.refused), seconds=150,
         stage={"gate_count": 1, "lanes": 2, "rate": 50}),
-    Row("F18", "changelog compacted under load, all stores restored", 10, 0, by(topics.compaction), seconds=150,
-        stage={"rate": 400}),
-    Row("F19", "group offsets deleted; checkpoints lost", 4, 0, by(topics.group_offsets), seconds=60, stage={"rate": 300}),
+    Row("F18", "changelog compacted under load, all stores restored", 10, 0, by(topics.compaction), seconds=240,
+        stage={"rate": 900}),
+    Row("F19", "group offsets deleted; checkpoints lost", 4, 0, by(topics.group_offsets), seconds=450,
+        stage={"rate": 1_000}),
     Row("F20", "JWK Sets that are broken, unknown kids", 10, 0, by(inputs.key_sets), seconds=150, stage={"rate": 300}),
     Row("F21", "revocations under load and within restores", 1_000, 0, by(inputs.revocations), seconds=120,
         stage={"rate": 300}),

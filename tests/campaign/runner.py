@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.campaign import planting
+from tests.campaign.case import OnBrokers
 from tests.campaign.cluster import Cluster
-from tests.campaign.judge import judge, save
-from tests.campaign.report import NO_BUG, Outcome, Report, quantiles
+from tests.campaign.history import save_stage
+from tests.campaign.judge import Verdict, judge
+from tests.campaign.report import NO_BUG, NOT_IN_QUICK, Outcome, Report, quantiles
 from tests.campaign.rows import Play, Row
 from tests.campaign.stage import Fault, Interrupted, Stage
 from tests.campaign.strikes import BACK_AT_ONCE, NONE_LEFT, SEVERAL
@@ -47,7 +49,7 @@ class Campaign:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._say(f"seed {self._seed}; three brokers are starting")
         played = [row for row in rows if self._count(row)]
-        self.report.not_run |= {row.name: "not part of --quick" for row in rows if not self._count(row)}
+        self.report.not_run |= {row.name: NOT_IN_QUICK for row in rows if not self._count(row)}
         try:
             with Cluster(self._directory / "kafka") as cluster:
                 if self._quick:
@@ -133,7 +135,7 @@ class Campaign:
             if good:
                 stage.forget()
             else:
-                save(stage)
+                save_stage(stage)
         if good and not self._keep:
             shutil.rmtree(stage.directory, ignore_errors=True)
 
@@ -147,7 +149,7 @@ class Campaign:
 
     def _judge(self, rows: Sequence[Row], stage: Stage, cluster: Cluster, began: float) -> bool:
         self._say(f"{rows[0].name}: {stage.load.sent:,} triggers sent; reading everything")
-        verdict = judge(stage)
+        verdict = judge_stage(stage)
         ongoing = cluster.ongoing_transactions(stage.prefix)
         verdict.violations += [f"I8 a transaction is still under way: {what}" for what in ongoing]
         for row in rows:
@@ -178,12 +180,14 @@ class Campaign:
     def _control(self, row: Row, cluster: Cluster) -> None:
         """The same row with the rule it tests switched off by a planted bug: the judge must find something."""
         name = f"{row.name.lower()}control"
-        options = dict(row.stage) | {"plant": row.control, "settle_s": 10.0, "rest_s": 10.0}
+        options = dict(row.stage) | {"plant": row.control}
         stage = Stage(cluster.bootstrap, name, self._directory / name, seed=self._seed, say=self._say, **options)
         with stage:
             row.play(replace(self._play_of(row, stage, cluster), count=min(self._count(row), CONTROL_FAULTS)))
             stage.rest()
-            violations = judge(stage).violations
+            violations = judge_stage(stage).violations
+            if self._keep:
+                save_stage(stage)
         harm = [what for what in violations if what.startswith("I")]  # of safety, not only of liveness
         told = f"red, as it must: {len(violations)} violations, first: {harm[0]}" if harm else "missed: green"
         self.report.controls[f"{row.name} with {row.control}"] = told
@@ -195,12 +199,14 @@ class Campaign:
     def _plant(self, cluster: Cluster, name: str | None) -> None:
         """One stage with a bug in its gates; or with none, which must be green under the same strikes."""
         title = f"p{list(BUGS).index(name)}" if name else "clean"
-        options = planting.STAGE | {"plant": name or ""} | ({"settle_s": 30.0, "rest_s": 60.0} if name is None else {})
+        options = planting.STAGE | {"plant": name or ""}
         stage = Stage(cluster.bootstrap, title, self._directory / title, seed=self._seed, say=self._say, **options)
         with stage:
             planting.strike_all(stage)
             stage.rest()
-            verdict = judge(stage)
+            verdict = judge_stage(stage)
+            if self._keep:
+                save_stage(stage)
         found = {what.split()[1].rstrip(":") for what in verdict.violations}
         if name is None:
             told = "missed: the judge found what is not there" if verdict.violations else "0 violations, as it must"
@@ -227,6 +233,11 @@ class Campaign:
 
     def _say(self, what: str) -> None:
         print(f"{time.monotonic() - self._began:6.0f} s  {what}", file=sys.stderr, flush=True)
+
+
+def judge_stage(stage: Stage) -> Verdict:
+    """A stage that has come to rest, while its cluster is there."""
+    return judge(stage.evidence(), OnBrokers(stage.bootstrap, stage.prefix))
 
 
 def _recovered_s(faults: Sequence[Fault], which: Callable[[str], bool]) -> list[float]:

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from app.local import tether
 from tests.campaign import inside
+from tests.campaign.case import Evidence, GateTraces, Strike
 from tests.campaign.journals import Journals
 from tests.campaign.load import Load
 from tests.campaign.points import Point
@@ -40,6 +41,8 @@ LANES = 12
 UP_S = 60.0
 REST_S = 60.0  # by when everything sent is answered, after the last fault (L2)
 WATCHED = ("jobs", "receipts", "dead-letters", "audit", "idempotency")
+SENTINELS_S = 5.0  # by when one more trigger in each lane is answered, at rest (I8)
+LEDGER = "ledger.tsv"
 TICK_S = 0.05
 
 
@@ -164,7 +167,7 @@ class Stage:
             for _ in range(self._gate_count):
                 self.add_gate()
             self.load = Load(
-                self.bootstrap, f"{self.prefix}triggers", self.lanes, self.issuer, self.directory / "ledger.tsv",
+                self.bootstrap, f"{self.prefix}triggers", self.lanes, self.issuer, self.directory / LEDGER,
                 rate=self._rate, seed=self._seed, backlog=lambda: self.load.sent - self.watcher.answered,
                 backlog_max=max(2_000, 10 * self._rate),
                 **self._load_options,
@@ -266,6 +269,7 @@ class Stage:
         began = time.monotonic()
         if self.until(lambda: self.watcher.answered >= self.load.sent - self.load.failed, self.rest_s):
             self.drained_s = time.monotonic() - began
+            self._send_sentinels()
         else:
             self.broken.append(
                 f"drained: {self.watcher.answered} receipts for {self.load.sent} triggers {self.rest_s:.0f} s after the last fault"
@@ -286,6 +290,22 @@ class Stage:
         time.sleep(0.3)  # the reader's last look
         self.watcher.__exit__(None, None, None)
         self.journals.update()
+
+    def _send_sentinels(self) -> None:
+        """Nothing holds a lane back, though it says so to nobody: one more trigger in each is answered at once."""
+        answers = self.watcher.expect()
+        self.load.send_sentinels(answers.add)
+        if not self.until(lambda: answers.all_answered(self.lanes), SENTINELS_S):
+            self.broken.append(f"nothing_hangs: not all lanes answered one more trigger within {SENTINELS_S:.0f} s")
+
+    def evidence(self) -> Evidence:
+        """What there is to judge, once it rests."""
+        watcher = self.watcher
+        return Evidence(
+            self.prefix, self.journals, [GateTraces(gate.name, gate.state_dir, gate.log_file) for gate in self.gates],
+            self.load.meant, self.load.taken, watcher.seen, watcher.changed, watcher.error, self.broken,
+            [Strike(fault.kind, fault.detail, fault.effective) for fault in self.faults],
+        )  # fmt: skip
 
     @staticmethod
     def _last(gate: CampaignGate) -> str:

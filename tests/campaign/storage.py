@@ -38,49 +38,42 @@ def _files(store: Path) -> list[Path]:
 
 
 DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {"one bit flipped": flip_bit, "truncated": truncate}
-# kind → of 140 faults; the other kinds need more than one store
-SHARES = {"one bit flipped": 100, "truncated": 20, "older copy put back": 10, "swapped": 5, "deleted while in use": 5}
+PUT_BACK, SWAPPED, DELETED = "older copy put back", "swapped", "deleted while in use"
+# kind → of 140 faults
+SHARES = {"one bit flipped": 100, "truncated": 20, PUT_BACK: 10, SWAPPED: 5, DELETED: 5}
 
 
 def damage_round(stage: Stage, row: str, kinds: Sequence[str], older: dict[Path, Path]) -> list[Fault]:
-    """Kill all gates, damage a store of theirs per kind, start them: it must be noticed, or make no difference."""
-    faults: list[Fault] = []
-    deleted = [kind for kind in kinds if kind == "deleted while in use"]
-    stage.journals.update()
+    """Kill all gates, damage what they have of a lane per kind, start them: it is noticed, or makes no difference.
+
+    A fault counts when the gate that took the lane next had a store that was damaged.
+    """
     running = [gate for gate in stage.gates if gate.alive]
-    for gate in running[: len(deleted)]:
-        for path in sorted(gate.state_dir.glob("lane-*"))[:1]:
-            shutil.rmtree(path, ignore_errors=True)
-            faults.append(Fault(row, "deleted while in use", time.monotonic(), effective=True, detail=str(path.name)))
-    if deleted:
+    faults = [
+        _delete_in_use(row, gate)
+        for gate, _ in zip(running, [kind for kind in kinds if kind == DELETED], strict=False)
+        if gate.lanes
+    ]
+    if faults:
         time.sleep(1.0)
-    lanes = {gate.run: gate.lanes for gate in running}
+    lanes = sorted({lane for gate in running for lane in gate.lanes})
     for gate in running:
         gate.kill()
     at = time.monotonic()
-    stores = [path for gate in stage.gates for path in sorted(gate.state_dir.glob("lane-*")) if _whole(path)]
-    stage.dice.shuffle(stores)
-    for kind in kinds:
-        if kind == "deleted while in use" or not stores:
-            continue
-        store = stores.pop()
-        fault = Fault(row, kind, at, detail=f"{store.parent.name}/{store.name}")
-        if kind in DAMAGE:
-            DAMAGE[kind](store, stage.dice)
-            fault.effective = True
-        elif kind == "swapped" and stores:
-            other = stores.pop()
-            aside = store.with_name("aside")
-            store.rename(aside)
-            other.rename(store)
-            aside.rename(other)
-            fault.effective = True
-        elif kind == "older copy put back" and store in older:
-            shutil.rmtree(store)
-            shutil.copytree(older[store], store)
-            fault.effective = True
-        faults.append(fault)
-    for path in stores:  # for a later round
+    free = list(range(stage.lanes))
+    stage.dice.shuffle(free)
+    struck: list[tuple[Fault, list[Path]]] = []
+    for kind in [kind for kind in kinds if kind != DELETED]:
+        if len(free) < 2:
+            break
+        lane = free.pop()
+        other = free.pop() if kind == SWAPPED else lane
+        damaged = [
+            path for path in _stores(stage, lane) if _damage(stage, kind, path, path.with_name(f"lane-{other}"), older)
+        ]
+        detail = " ".join(f"{path.parent.name}/{path.name}" for path in damaged)
+        struck.append((Fault(row, kind, at, lanes=[lane], detail=detail), damaged))
+    for path in [path for lane in free for path in _stores(stage, lane)]:  # for a later round
         if path not in older and stage.dice.random() < 0.5:
             copy = stage.directory / "older" / path.parent.name / path.name
             shutil.rmtree(copy, ignore_errors=True)
@@ -88,11 +81,48 @@ def damage_round(stage: Stage, row: str, kinds: Sequence[str], older: dict[Path,
             older[path] = copy
     for gate in stage.gates:
         gate.start()
-    blow = Fault(row, "all gates killed", at, lanes=sorted({lane for mine in lanes.values() for lane in mine}))
+    blow = Fault(row, "all gates killed", at, lanes=lanes)
     recover(stage, [blow], keep=False)
+    for fault, damaged in struck:
+        owners = [run.partition("/")[0] for since, run, _ in stage.journals.epochs[fault.lanes[0]] if since > at][:1]
+        fault.effective = any(
+            path.parent == gate.state_dir for path in damaged for gate in stage.gates if gate.name in owners
+        )
+        faults.append(fault)
     for fault in faults:
+        fault.lanes = []  # of no interest: all gates were killed
         stage.note(fault)
     return faults
+
+
+def _delete_in_use(row: str, gate: CampaignGate) -> Fault:
+    """The store of a lane that a gate has now."""
+    path = gate.state_dir / f"lane-{gate.lanes[0]}"
+    there = path.exists()
+    shutil.rmtree(path, ignore_errors=True)
+    return Fault(row, DELETED, time.monotonic(), effective=there, detail=f"{path.parent.name}/{path.name}")
+
+
+def _stores(stage: Stage, lane: int) -> list[Path]:
+    """What the gates have of a lane."""
+    return [path for gate in stage.gates if _whole(path := gate.state_dir / f"lane-{lane}")]
+
+
+def _damage(stage: Stage, kind: str, store: Path, other: Path, older: dict[Path, Path]) -> bool:
+    """False where this kind of damage cannot be done to this store."""
+    if kind in DAMAGE:
+        DAMAGE[kind](store, stage.dice)
+    elif kind == SWAPPED and _whole(other):
+        aside = store.with_name("aside")
+        store.rename(aside)
+        other.rename(store)
+        aside.rename(other)
+    elif kind == PUT_BACK and store in older:
+        shutil.rmtree(store)
+        shutil.copytree(older[store], store)
+    else:
+        return False
+    return True
 
 
 def _whole(path: Path) -> bool:

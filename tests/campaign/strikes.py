@@ -21,6 +21,7 @@ from tests.campaign.stage import CampaignGate, Fault, Stage
 from tests.campaign.tearing import TEAR
 
 CATCH_UP_S = 1.0
+BACK_S = 10.0  # by when who was stopped owns lanes again, or has ended (I11)
 DUE_S = 20.0  # by when an armed gate has come to its point
 FREQUENT_PASSES = 30
 TAKEN_OVER = "SIGKILL, others take over"
@@ -151,8 +152,8 @@ def stall_round(stage: Stage, row: str, seconds: Sequence[float], *, in_commit: 
             for at, run, _ in stage.journals.epochs[lane]
         )
         faults.append(fault)
-        if not stage.until(lambda gate=gate, woken=woken: not gate.alive or _came_back(stage, gate, woken), 10):
-            stage.notes.append(f"{gate.name} owned no lane 10 s after SIGCONT")
+        if not stage.until(lambda gate=gate, woken=woken: not gate.alive or _came_back(stage, gate, woken), BACK_S):
+            stage.broken.append(f"comes_back: {gate.name} neither ended nor owned a lane {BACK_S:.0f} s after SIGCONT")
     stage.until_all_decide("a SIGCONT")
     for fault in faults:
         stage.recoveries(fault, not_by=fault.detail)
@@ -242,29 +243,42 @@ def tear_round(stage: Stage, row: str) -> None:
 
 
 def churn(stage: Stage, row: str, fewest: int, most: int) -> Fault:
-    """A gate joins the group, or leaves it in order."""
+    """A gate joins the group, or leaves it in order. That one has joined is seen, and noted, later: by `joined`."""
     up = [gate for gate in stage.gates if gate.alive]
     down = [gate for gate in stage.gates if not gate.alive]
     joins = len(up) <= fewest or (len(up) < most and stage.dice.random() < 0.5)
-    fault = Fault(row, "join" if joins else "leave", time.monotonic())
     if joins:
         gate = down[0] if down else stage.add_gate()
         if down:
             gate.start()
-        fault.effective = True
-    else:
-        gate = stage.dice.choice(up)
-        gate.expected_down = True
-        gate.signal(signal.SIGTERM)
-        try:
-            code = gate.wait()
-        except subprocess.TimeoutExpired:
-            code = None
-        fault.effective = code == 0
-        if code not in (0, -signal.SIGTERM):  # -15: told before it had a handler
-            stage.broken.append(f"no_gate_falls: {gate.name} ended with {code} when it was told to leave")
-    fault.detail = gate.run
+        return Fault(row, "join", time.monotonic(), detail=gate.run)
+    gate = stage.dice.choice(up)
+    fault = Fault(row, "leave", time.monotonic(), detail=gate.run)
+    gate.expected_down = True
+    gate.signal(signal.SIGTERM)
+    try:
+        code = gate.wait()
+    except subprocess.TimeoutExpired:
+        code = None
+    fault.effective = code == 0
+    if code not in (0, -signal.SIGTERM):  # -15: told before it had a handler
+        stage.broken.append(f"no_gate_falls: {gate.name} ended with {code} when it was told to leave")
     return stage.note(fault)
+
+
+def note_joined(stage: Stage, joining: list[Fault]) -> list[Fault]:
+    """Notes those that have been given a lane since, or have gone without one; the others are still to be seen."""
+    stage.journals.update()
+    owners = {run for epochs in stage.journals.epochs.values() for _, run, _ in epochs}
+    alive = {gate.run for gate in stage.gates if gate.alive}
+    waiting = []
+    for fault in joining:
+        fault.effective = fault.detail in owners
+        if fault.effective or fault.detail not in alive:
+            stage.note(fault)
+        else:
+            waiting.append(fault)
+    return waiting
 
 
 def wrong_clock(stage: Stage, row: str, gate: CampaignGate, offsets_ms: Sequence[int], each_s: float) -> Fault:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +22,7 @@ async def tear(writer: Any, partitions: Iterable[tuple[str, int]]) -> list[str]:
         led[await writer._client.leader(partition)].append(partition)
     if len(led) == 1:
         return []
-    node = random.choice(sorted(led))
+    node = sorted(led)[writer._epoch % len(led)]
     broker = writer._client.cluster.broker_metadata(node)
     address = f"{broker.host}:{broker.port}"
     await asyncio.to_thread(write_markers, address, writer._producer_id, writer._epoch, led[node])

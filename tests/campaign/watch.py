@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from zlib import crc32
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
@@ -17,24 +18,32 @@ WAIT_S = 0.1
 
 
 class Expected:
-    """Trigger ids whose receipts somebody waits for. Filled by one thread, struck off by another."""
+    """Triggers whose receipts somebody waits for: told when the broker had taken them, and when they were answered.
+
+    Filled by one thread, struck off by another.
+    """
 
     def __init__(self) -> None:
-        self._open: set[str] = set()
-        self._answered: set[str] = set()
+        self._taken: dict[str, float] = {}
+        self._answered: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def add(self, trigger_id: str) -> None:
         with self._lock:
-            self._open.add(trigger_id)
+            self._taken[trigger_id] = time.monotonic()
 
     def answered(self, trigger_id: str) -> None:
         with self._lock:
-            self._answered.add(trigger_id)
+            self._answered[trigger_id] = time.monotonic()
 
     def all_answered(self, count: int) -> bool:
         with self._lock:
-            return len(self._open) == count and self._open <= self._answered
+            return len(self._taken) == count and self._taken.keys() <= self._answered.keys()
+
+    def seconds(self) -> list[float]:
+        """How long each waited that was answered. Who was answered before its acknowledgement came waited for nothing."""
+        with self._lock:
+            return [max(self._answered[each] - at, 0.0) for each, at in self._taken.items() if each in self._answered]
 
 
 class Watcher(Background):
@@ -81,7 +90,7 @@ class Watcher(Background):
             consumer.close()
 
     def _take(self, topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
-        place, digest = place_of(partition, offset), hash((key, value))
+        place, digest = place_of(partition, offset), digest_of(key, value)
         if self.seen[topic].setdefault(place, digest) != digest:
             self.changed.append(f"{topic} {partition}-{offset} was read twice, with two values")
         if topic == "receipts":
@@ -93,3 +102,8 @@ class Watcher(Background):
 
 def place_of(partition: int, offset: int) -> int:
     return partition << OFFSET_BITS | offset
+
+
+def digest_of(key: bytes | None, value: bytes | None) -> int:
+    """The same in every process; nothing and an empty text differ."""
+    return crc32(value or b"", crc32(key or b"", (key is None) * 2 + (value is None)))

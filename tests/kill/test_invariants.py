@@ -165,6 +165,29 @@ def test_a_marker_of_an_emitters_transaction_may_stand_last_and_nothing_beyond_i
     assert violations(ledger, seen) != []
 
 
+def _two_handed(first: int, second: int) -> list[str]:
+    """Of a world in which lane 1 hands its triggers 0 and 1 to lane 0, answered there at these offsets."""
+    ledger, seen = world()
+    seen.handoffs.append(_json(0, 1, "", {"trigger": {"id": "1-1"}}))
+    answers = {first: "1-0", second: "1-1"}
+    receipts = [
+        _receipt(0, offset, trigger_id, "duplicate", RUNS["0-0"]) for offset, trigger_id in sorted(answers.items())
+    ]
+    seen.receipts[:] = seen.receipts[:3] + receipts
+    return [what for what in violations(ledger, seen) if what.startswith("outputs_in_input_order")]
+
+
+def test_what_was_handed_over_is_answered_in_the_order_of_the_handoffs() -> None:
+    assert _two_handed(4, 5) == []
+    assert _two_handed(5, 4) == ["outputs_in_input_order: receipt of 1-0 stands after that of offset 1"]
+
+
+def test_what_is_handed_off_stands_in_the_order_of_its_partition() -> None:
+    ledger, seen = world()
+    seen.handoffs[:] = [_json(0, 0, "", {"trigger": {"id": "1-1"}}), _json(0, 1, "", {"trigger": {"id": "1-0"}})]
+    assert "outputs_in_input_order: handoff of 1-0 stands after that of offset 1" in violations(ledger, seen)
+
+
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_found(fault: str) -> None:
     ledger, seen = world()

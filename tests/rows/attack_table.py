@@ -26,7 +26,7 @@ ATTACKS: dict[str, Row] = {
     "A16": in_(AC, "test_a16_a_token_is_measured_before_it_is_decoded"),
     "A17": in_(
         AS, "test_a17_a_storm_of_unknown_kids_is_refused_and_honest_triggers_pass",
-        reduced="100,000 unknown kids → 2,000: what a lookup costs does not depend on how many there were",
+        reduced="100,000 unknown kids → 2,000 here; row F20 of the campaign sends 100,000, and rotates the keys",
     ),
     "A18": in_(K, "test_a_set_that_cannot_be_used_leaves_the_last_good_one"),
     "A19": in_(AC, "test_a19_a_jti_is_a_short_text"),

@@ -89,6 +89,7 @@ class World:
         self.appended_ms: dict[str, int] = {}
         self.grants: set[tuple[bytes, bytes]] = set()
         self.revoked_at_ms: int | None = None
+        self.deployment: Deployment | None = None
         self.open_emitters = 0
         self.dice = random.Random(f"world {plan.seed}")
         root = Path(replaced.directory())
@@ -145,9 +146,14 @@ class World:
         await emitting
         await self.end()
 
-    def begin(self) -> None:
-        """Topics, and gates that start."""
+    def prepare(self) -> None:
+        """Topics, before any gate."""
         self.deployment = self._found()
+
+    def begin(self) -> None:
+        """Topics, if nobody has prepared any, and gates that start."""
+        if self.deployment is None:
+            self.prepare()
         self.group = Group(self)
         self.tasks = [self.loop.create_task(self.group.watch())]
         for gate in self.gates:
@@ -175,6 +181,7 @@ class World:
     async def _run_gate(self, gate: Gate, process: Process) -> None:
         """What `Worker.run` does, with a group that is simulated."""
         try:
+            assert self.deployment is not None
             worker = Worker(self._settings(gate), self.deployment, gate.number)
             await worker._cluster.start()
             await worker._tables.start()

@@ -80,7 +80,12 @@ class GateProcess:
 
     def events(self) -> list[dict[str, Any]]:
         """What it logged, over all its lives."""
-        if not self.log_file.exists():
-            return []
-        lines = self.log_file.read_text(errors="replace").splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return events_of(self.log_file)
+
+
+def events_of(log_file: Path) -> list[dict[str, Any]]:
+    """The entries of a log; lines that are none, and one cut off by a kill, are left out."""
+    if not log_file.exists():
+        return []
+    lines = log_file.read_text(errors="replace").splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]

@@ -260,16 +260,28 @@ def offsets_never_move_back(ledger: Ledger, seen: Seen) -> Iterator[str]:
 
 
 def outputs_in_input_order(ledger: Ledger, seen: Seen) -> Iterator[str]:
-    """Receipts of one partition's triggers that were decided at home stand in their order."""
-    handed = {row["trigger"]["id"] for _, row in seen.handoff_rows}
-    last: dict[int, int] = {}
-    for record, row in seen.receipt_rows:
-        if row["trigger_id"] in handed:
-            continue
-        offset = int(row["trigger_id"].partition("-")[2])
-        if offset <= last.get(record.partition, -1):
-            yield f"receipt of {row['trigger_id']} stands after that of offset {last[record.partition]}"
-        last[record.partition] = offset
+    """A lane answers its triggers in their order, and those handed to it in the order of the handoffs; and hands off
+    one partition's triggers in theirs."""
+    handed = {row["trigger"]["id"]: record.offset for record, row in seen.handoff_rows}
+    orders = [
+        (f"receipt of {row['trigger_id']}", (record.partition, "handoff" if row["trigger_id"] in handed else "trigger"),
+         handed.get(row["trigger_id"], _offset(row["trigger_id"])))
+        for record, row in seen.receipt_rows
+    ]  # fmt: skip
+    orders += [
+        (f"handoff of {row['trigger']['id']}", (record.partition, f"from {row['trigger']['id'].partition('-')[0]}"),
+         _offset(row["trigger"]["id"]))
+        for record, row in seen.handoff_rows
+    ]  # fmt: skip
+    last: dict[tuple[int, str], int] = {}
+    for what, order, offset in orders:
+        if offset <= last.get(order, -1):
+            yield f"{what} stands after that of offset {last[order]}"
+        last[order] = offset
+
+
+def _offset(trigger_id: str) -> int:
+    return int(trigger_id.partition("-")[2])
 
 
 CHECKS = (

@@ -108,6 +108,8 @@ class KafkaProxy:
         self.epochs: list[Epoch] = []
         self.late: list[int] = []  # error codes the broker gave orphans (EndTxn and InitProducerId: after the throttle)
         self.weather: Weather | None = None
+        self.met = 0  # frames that came upon weather, and connections that were reset
+        self._dice = random.Random(1)
         self._orphans: dict[int, _Orphan] = {}
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -152,6 +154,7 @@ class KafkaProxy:
         self._loop.call_soon_threadsafe(self._reset)
 
     def _reset(self) -> None:
+        self.met += len(self._writers)
         for writer in self._writers:
             raw = writer.get_extra_info("socket")
             if raw is not None:
@@ -268,10 +271,11 @@ class KafkaProxy:
             writer.write(data)
             await writer.drain()
             return
+        self.met += 1
         while (hole := self._weather_of(place)) is not None and side in hole.holes:  # noqa: ASYNC110
             await asyncio.sleep(WEATHER_TICK_S)
         if weather.delay_s:
-            await asyncio.sleep(max(weather.delay_s + random.uniform(-1, 1) * weather.jitter_s, 0))
+            await asyncio.sleep(max(weather.delay_s + self._dice.uniform(-1, 1) * weather.jitter_s, 0))
         step = weather.slice_bytes or len(data)
         if weather.bytes_per_s:
             step = min(step, max(int(weather.bytes_per_s * WEATHER_TICK_S), 1))
