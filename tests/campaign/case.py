@@ -38,7 +38,7 @@ class Strike(NamedTuple):
 
     kind: str
     detail: str
-    effective: bool
+    at: float  # CLOCK_MONOTONIC, as the journals have it
 
 
 @dataclass

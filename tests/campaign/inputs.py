@@ -99,7 +99,9 @@ def poison(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> N
     source = poisons(stage)
     taken: list[str] = []
     behind = stage.watcher.expect()
-    while len(taken) < count:
+    before_round = -1
+    while before_round < len(taken) < count:  # where nothing is decided any more, nothing is sent
+        before_round = len(taken)
         for _ in range(BURST):
             sent, value = next(source)
             stage.load.offer(Special(sent, value, taken=taken.append))

@@ -256,7 +256,11 @@ def _lane(journal: Journal, armed: Armed) -> None:
 
     restore.replay, Store.apply, Store._write = replayed, applied, written
 
-    release, leave = Lane.release, Worker._leave
+    release, leave, assigned = Lane.release, Worker._leave, Worker.assigned
+
+    async def given(self: Worker, numbers: set[int]) -> None:
+        journal.write("assigned", lanes=sorted(numbers))
+        await assigned(self, numbers)
 
     async def released(self: Lane) -> None:
         if now["leaving"]:
@@ -269,4 +273,4 @@ def _lane(journal: Journal, armed: Armed) -> None:
         await leave(self)
         journal.write("left")
 
-    Lane.release, Worker._leave = released, left
+    Lane.release, Worker._leave, Worker.assigned = released, left, given

@@ -190,17 +190,21 @@ def stores_as_their_changelogs(case: Case) -> Iterator[str]:
     for record in case.seen.idempotency:
         by_lane[record.partition].append(record)
     newest = dict.fromkeys(by_lane, 0)
-    damaged = {name for strike in case.evidence.strikes for name in strike.detail.split()}
+    damaged = {name: strike.at for strike in case.evidence.strikes for name in strike.detail.split()}
     for gate in case.evidence.gates:
         if not gate.state_dir.exists():
             continue
         for path in sorted(gate.state_dir.glob("lane-*")):
             lane = int(path.name.removeprefix("lane-").partition(".")[0])
+            since = damaged.get(f"{path.parent.name}/{path.name}")
+            if since is not None and not _opened_since(case, gate.name, lane, since):
+                case.indeterminate["stores damaged that nobody has opened since"] += 1
+                continue
             try:
                 held, offset = _read_store(path)
             except Exception as error:
                 # One that was damaged by us, in a block that nobody has read since: whoever reads it notices, too.
-                if f"{path.parent.name}/{path.name}" in damaged:
+                if since is not None:
                     case.indeterminate["stores damaged where nobody has read since"] += 1
                 else:
                     yield f"{path.parent.name}/{path.name} cannot be read: {str(error).splitlines()[0][:200]}"
@@ -211,6 +215,11 @@ def stores_as_their_changelogs(case: Case) -> Iterator[str]:
     for lane, records in by_lane.items():
         if newest[lane] <= records[-1].offset:
             yield f"lane {lane} was left in order, and no store holds its changelog's last record {records[-1].offset}"
+
+
+def _opened_since(case: Case, gate: str, lane: int, since: float) -> bool:
+    """Whether a gate has taken a lane, and with it its store."""
+    return any(at > since and run.startswith(f"{gate}/") for at, run, _ in case.evidence.journals.epochs[lane])
 
 
 def store_as_its_changelog(path: Path, changelog: list[Read]) -> Iterator[str]:

@@ -12,6 +12,8 @@ from tests.support.proxy import Fate, Frame, KafkaProxy, Side, Weather
 
 DUE_S = 30.0
 FENCE_LATER_S = 0.3
+LATE_END_S = 0.03  # after the first records of a transaction
+OTHERS_S = 0.12  # and its other records after both
 FULL_PRODUCE_BYTES = 2_000  # more than a checkpoint: the transaction decides triggers
 BOTH = frozenset(Side)
 HELD = {proxy.END_TXN: "EndTxn", proxy.INIT_PRODUCER_ID: "InitProducerId"}
@@ -19,7 +21,7 @@ HELD = {proxy.END_TXN: "EndTxn", proxy.INIT_PRODUCER_ID: "InitProducerId"}
 
 class Ends:
     """Holds requests of one kind back at the wire: the client's connection is closed, the request itself reaches the
-    broker after the first Produce of the lane's next transaction, whoever writes that.
+    broker between the first Produce of the lane's next transaction, whoever writes that, and those to other brokers.
 
     An InitProducerId is how a gate aborts, so that is the abort form of the same fault.
     """
@@ -31,6 +33,7 @@ class Ends:
         self._held: dict[bytes, tuple[KafkaProxy, int, Fault]] = {}  # by transactional id
         self._provoked: set[bytes] = set()
         self._deciding: set[tuple[int, int]] = set()
+        self._halved: dict[bytes, float] = {}  # until when their other records wait
         self._row = ""
         self.before_fence = False  # deliver what is held before the lane's next owner fences it, not after
         self.delivered: list[Fault] = []
@@ -46,7 +49,7 @@ class Ends:
     def idle(self) -> bool:
         return not any(self._wanted.values()) and not self._held and not self._provoked
 
-    def _judge(self, between: KafkaProxy, frame: Frame) -> Fate:
+    def _judge(self, between: KafkaProxy, frame: Frame) -> Fate | float:
         place = (id(between), frame.connection)
         with self._lock:
             if frame.side is Side.ANSWER:
@@ -55,24 +58,39 @@ class Ends:
                 case proxy.ADD_PARTITIONS_TO_TXN:
                     self._deciding.discard(place)
                 case proxy.PRODUCE:
-                    if len(frame.body) > FULL_PRODUCE_BYTES:
+                    is_full = len(frame.body) > FULL_PRODUCE_BYTES
+                    if is_full:
                         self._deciding.add(place)
-                        if not self.before_fence:
-                            self._release(_transactional_id(frame))
+                    if not self.before_fence:
+                        return self._produce(_transactional_id(frame), is_full)
                 case proxy.END_TXN if place in self._deciding and self._wanted.get(proxy.END_TXN):
                     kept = self._keep(between, frame)
                     self._wanted[proxy.END_TXN] -= kept is Fate.ORPHAN
                     return kept
                 case proxy.INIT_PRODUCER_ID if self.before_fence and _transactional_id(frame) in self._held:
                     self._release(_transactional_id(frame))
-                    between.let_go_in(FENCE_LATER_S)
-                    return Fate.HOLD
+                    return FENCE_LATER_S
                 case proxy.END_TXN if place in self._deciding and self._wanted.get(proxy.INIT_PRODUCER_ID):
                     return self._provoke(frame)
                 case proxy.INIT_PRODUCER_ID if _transactional_id(frame) in self._provoked:
                     self._provoked.discard(_transactional_id(frame))
                     return self._keep(between, frame)
+                case proxy.END_TXN:
+                    return self._after_late_end(_transactional_id(frame))
         return Fate.PASS
+
+    def _produce(self, name: bytes, is_full: bool) -> Fate | float:
+        """The first brings on what is held; those to other brokers, and the end, come after it: if it is taken, it ends
+        a part."""
+        if is_full and name in self._held:
+            self._release(name, LATE_END_S)
+            self._halved[name] = time.monotonic() + OTHERS_S
+            return Fate.PASS
+        return self._after_late_end(name)
+
+    def _after_late_end(self, name: bytes) -> Fate | float:
+        left_s = self._halved.get(name, 0.0) - time.monotonic()
+        return left_s if left_s > 0 else Fate.PASS
 
     def _provoke(self, frame: Frame) -> Fate:
         """Lose a commit, so that its gate aborts: that request is the one to hold."""
@@ -92,11 +110,11 @@ class Ends:
         self._held[name] = (between, frame.connection, fault)
         return Fate.ORPHAN
 
-    def _release(self, name: bytes) -> None:
+    def _release(self, name: bytes, after_s: float = 0.0) -> None:
         held = self._held.pop(name, None)
         if held is not None:
             between, connection, fault = held
-            between.deliver(connection)
+            between.deliver(connection, after_s)
             fault.effective = True  # it reached the broker within a later transaction of the lane
             self.delivered.append(self._stage.note(fault))
 

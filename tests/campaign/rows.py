@@ -162,15 +162,15 @@ def held_ends(play: Play) -> None:
 def weather(play: Play) -> None:
     import threading
 
-    forms = itertools.cycle(network.FORMS)
+    forms = itertools.islice(itertools.cycle(network.FORMS), play.count * 3)
     lock = threading.Lock()
 
     def one_gate(between: Any) -> None:
         while True:
             with lock:
-                if play.effective >= play.count:
+                form = next(forms, None)
+                if play.effective >= play.count or form is None:
                     return
-                form = next(forms)
             network.episode(play.stage, play.row, form, between)
             time.sleep(2)
 
@@ -320,8 +320,8 @@ ROWS: tuple[Row, ...] = (
     Row("F5", "broker SIGKILL by part, and all three", 30, 6, broker_kills, alone=True, seconds=450),
     Row("F27", "broker SIGKILL by part, back within its session", 30, 0, brokers_back_soon, alone=True, seconds=450),
     Row("F6", "clean rolling restart, broker by broker", 30, 0, rolling_restarts, alone=True, seconds=400),
-    Row("F7", "rebalance storm, 2 to 6 gates", 100, 0, storm, seconds=150),
-    Row("F8", "EndTxn held past the next transaction", 150, 30, held_ends, seconds=200, stage={"proxied": True},
+    Row("F7", "rebalance storm, 2 to 6 gates", 100, 0, storm, seconds=190),
+    Row("F8", "EndTxn held past the next transaction", 150, 30, held_ends, seconds=250, stage={"proxied": True},
         control="no_recycling_after_unknown_end"),
     Row("F9", "bad network", 80, 0, weather, seconds=300, stage={"proxied": True}),
     Row("F10", "transaction outlives its timeout", 20, 0, outlived, seconds=150,
@@ -334,11 +334,11 @@ ROWS: tuple[Row, ...] = (
     Row("F16", "sizes, and batches that expand to 210 MB", 500, 0, by(inputs.sizes), seconds=120, stage={"rate": 200}),
     Row("F17", "topics that break a guarantee, at start and later", 12, 0, by(topics.refused), seconds=150,
         stage={"gate_count": 1, "lanes": 2, "rate": 50}),
-    Row("F18", "changelog compacted under load, all stores restored", 10, 0, by(topics.compaction), seconds=240,
+    Row("F18", "changelog compacted under load, all stores restored", 10, 0, by(topics.compaction), seconds=310,
         stage={"rate": 900}),
-    Row("F19", "group offsets deleted; checkpoints lost", 4, 0, by(topics.group_offsets), seconds=450,
+    Row("F19", "group offsets deleted; checkpoints lost", 4, 0, by(topics.group_offsets), seconds=560,
         stage={"rate": 1_000}),
-    Row("F20", "JWK Sets that are broken, unknown kids", 10, 0, by(inputs.key_sets), seconds=150, stage={"rate": 300}),
+    Row("F20", "JWK Sets that are broken, unknown kids", 10, 0, by(inputs.key_sets), seconds=200, stage={"rate": 300}),
     Row("F21", "revocations under load and within restores", 1_000, 0, by(inputs.revocations), seconds=120,
         stage={"rate": 300}),
     Row("F26", "commit told to one broker only, the rest aborted", 100, 0, torn, seconds=120),

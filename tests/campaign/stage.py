@@ -34,6 +34,7 @@ from tests.support.founding import found
 from tests.support.gates import GateProcess
 from tests.support.issuer import JOB, OtherIssuer
 from tests.support.proxy import KafkaProxy
+from tests.support.reader import held_back
 
 ROOT = Path(__file__).resolve().parents[2]
 GATE = (sys.executable, "-m", "tests.campaign.gate")
@@ -41,6 +42,7 @@ LANES = 12
 UP_S = 60.0
 REST_S = 60.0  # by when everything sent is answered, after the last fault (L2)
 WATCHED = ("jobs", "receipts", "dead-letters", "audit", "idempotency")
+OVERDUE_S = 3.0  # a transaction that nobody ends is aborted so long after its timeout (L1)
 SENTINELS_S = 5.0  # by when one more trigger in each lane is answered, at rest (I8)
 LEDGER = "ledger.tsv"
 TICK_S = 0.05
@@ -153,6 +155,7 @@ class Stage:
             "gate__session_timeout_ms": str(session_ms), "kafka__request_timeout_ms": "8000",
             "gate__transaction_timeout_ms": "10000",
         } | settings  # fmt: skip
+        self.overdue_s = int(self._settings["gate__transaction_timeout_ms"]) / 1_000 + OVERDUE_S
         self.began_at = time.monotonic()
         self._faults_file = directory / "faults.jsonl"
         self._lock = threading.Lock()
@@ -287,6 +290,8 @@ class Stage:
                     )
             elif not gate.expected_down:
                 self.broken.append(f"no_gate_falls: {gate.name} fell by itself: {self._last(gate)}")
+        # Who is told to stop while it takes a lane leaves its first transaction to the timeout.
+        self.until(lambda: not held_back(self.bootstrap, self.prefix), self.overdue_s)
         time.sleep(0.3)  # the reader's last look
         self.watcher.__exit__(None, None, None)
         self.journals.update()
@@ -304,7 +309,7 @@ class Stage:
         return Evidence(
             self.prefix, self.journals, [GateTraces(gate.name, gate.state_dir, gate.log_file) for gate in self.gates],
             self.load.meant, self.load.taken, watcher.seen, watcher.changed, watcher.error, self.broken,
-            [Strike(fault.kind, fault.detail, fault.effective) for fault in self.faults],
+            [Strike(fault.kind, fault.detail, fault.at) for fault in self.faults],
         )  # fmt: skip
 
     @staticmethod

@@ -50,9 +50,9 @@ def damage_round(stage: Stage, row: str, kinds: Sequence[str], older: dict[Path,
     """
     running = [gate for gate in stage.gates if gate.alive]
     faults = [
-        _delete_in_use(row, gate)
+        _delete_in_use(row, gate, lanes[0])
         for gate, _ in zip(running, [kind for kind in kinds if kind == DELETED], strict=False)
-        if gate.lanes
+        if (lanes := gate.lanes)
     ]
     if faults:
         time.sleep(1.0)
@@ -95,9 +95,9 @@ def damage_round(stage: Stage, row: str, kinds: Sequence[str], older: dict[Path,
     return faults
 
 
-def _delete_in_use(row: str, gate: CampaignGate) -> Fault:
+def _delete_in_use(row: str, gate: CampaignGate, lane: int) -> Fault:
     """The store of a lane that a gate has now."""
-    path = gate.state_dir / f"lane-{gate.lanes[0]}"
+    path = gate.state_dir / f"lane-{lane}"
     there = path.exists()
     shutil.rmtree(path, ignore_errors=True)
     return Fault(row, DELETED, time.monotonic(), effective=there, detail=f"{path.parent.name}/{path.name}")

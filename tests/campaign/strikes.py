@@ -21,7 +21,7 @@ from tests.campaign.stage import CampaignGate, Fault, Stage
 from tests.campaign.tearing import TEAR
 
 CATCH_UP_S = 1.0
-BACK_S = 10.0  # by when who was stopped owns lanes again, or has ended (I11)
+BACK_S = 10.0  # by when who was stopped is in the group again, or has ended (I11)
 DUE_S = 20.0  # by when an armed gate has come to its point
 FREQUENT_PASSES = 30
 TAKEN_OVER = "SIGKILL, others take over"
@@ -152,8 +152,13 @@ def stall_round(stage: Stage, row: str, seconds: Sequence[float], *, in_commit: 
             for at, run, _ in stage.journals.epochs[lane]
         )
         faults.append(fault)
-        if not stage.until(lambda gate=gate, woken=woken: not gate.alive or _came_back(stage, gate, woken), BACK_S):
-            stage.broken.append(f"comes_back: {gate.name} neither ended nor owned a lane {BACK_S:.0f} s after SIGCONT")
+        # Who others have taken lanes of is out of the group: it joins again, or ends.
+        if fault.effective and not stage.until(
+            lambda gate=gate, woken=woken: not gate.alive or _joined(stage, gate, woken), BACK_S
+        ):
+            stage.broken.append(
+                f"comes_back: {gate.name} neither ended nor joined again within {BACK_S:.0f} s of SIGCONT"
+            )
     stage.until_all_decide("a SIGCONT")
     for fault in faults:
         stage.recoveries(fault, not_by=fault.detail)
@@ -166,9 +171,9 @@ def _struck(stage: Stage, gate: CampaignGate) -> bool:
     return any(each["run"] == gate.run and time.monotonic() - each["at"] < DUE_S for each in stage.journals.struck)
 
 
-def _came_back(stage: Stage, gate: CampaignGate, since: float) -> bool:
+def _joined(stage: Stage, gate: CampaignGate, since: float) -> bool:
     stage.journals.update()
-    return any(at > since and run == gate.run for epochs in stage.journals.epochs.values() for at, run, _ in epochs)
+    return any(event["at"] > since and event["run"] == gate.run for event in stage.journals.other["assigned"])
 
 
 def hijack(stage: Stage, row: str, lane: int) -> Fault:

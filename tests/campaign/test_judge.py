@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.campaign.case import Evidence, GateTraces
+from tests.campaign.case import Evidence, GateTraces, Strike
 from tests.campaign.history import save, saved
 from tests.campaign.journals import Journals
 from tests.campaign.judge import CHECKS, STANDS_FOR, judge
@@ -63,6 +63,9 @@ class Judged:
             for topic in ("jobs", "receipts", "dead-letters", "audit", "idempotency")
         }
         self.changed: list[str] = []
+        self.reader_error: str | None = None
+        self.broken: list[str] = []
+        self.strikes: list[Strike] = []
         self.lines: list[dict[str, Any]] = []
         for lane, end in ((0, 2), (1, 0)):
             self.transaction(lane, {"checkpoints": end})
@@ -94,7 +97,10 @@ class Judged:
         journals = Journals(self.directory)
         journals.update()
         traces = GateTraces(GATE, self.directory / f"{GATE}-state", self.log)
-        return Evidence(PREFIX, journals, [traces], self.meant, set(self.meant), self.seen, self.changed)
+        return Evidence(
+            PREFIX, journals, [traces], self.meant, set(self.meant), self.seen, self.changed, self.reader_error,
+            self.broken, self.strikes,
+        )  # fmt: skip
 
     def store(self, lane: int, extra: bytes | None = None) -> None:
         """The gate's local store of a lane, as its changelog; with one entry more."""
@@ -257,6 +263,30 @@ def test_bytes_that_are_no_text_are_saved_as_they_are(judged: Judged, tmp_path: 
     judged.topics.committed["handoffs"].append(odd)
     save(judged.evidence(), judged.topics, tmp_path)
     assert saved(tmp_path)[1].read("handoffs").records[-1] == odd
+
+
+def test_what_rows_and_the_reader_found_is_told_and_saved(judged: Judged) -> None:
+    judged.broken.append("drained: 3 receipts for 4 triggers")
+    judged.reader_error = "it lost its broker"
+    told = judge(judged.evidence(), judged.topics)
+    assert told.violations == [
+        "L2 drained: 3 receipts for 4 triggers", "the concurrent reader failed: it lost its broker",
+    ]  # fmt: skip
+    save(judged.evidence(), judged.topics, judged.directory)
+    assert judge(*saved(judged.directory)) == told
+
+
+@pytest.mark.parametrize(("at", "violations"), [(-1.0, True), (100.0, False)])
+def test_a_damaged_store_is_judged_once_somebody_has_opened_it_since(
+    judged: Judged, at: float, violations: bool
+) -> None:
+    judged.store(0, b"C" * 16)
+    judged.lines.append({"e": "epoch", "at": 50.0, "run": f"{GATE}/1", "lane": 0, "producer": 7, "epoch": 1})
+    judged.strikes.append(Strike("swapped", f"{GATE}-state/lane-0 {GATE}-state/lane-1", at))
+    told = judge(judged.evidence(), judged.topics)
+    assert bool([what for what in told.violations if "stores_as" in what and "lane-0" in what]) is violations
+    save(judged.evidence(), judged.topics, judged.directory)
+    assert judge(*saved(judged.directory)) == told
 
 
 def test_a_sent_trigger_is_read_from_the_ledger_as_it_was_meant(judged: Judged) -> None:

@@ -133,15 +133,17 @@ def compaction(stage: Stage, row: str, count: int, told: Callable[[int], None]) 
     before = _cleanings(stage, topic)
     for number in range(count):
         time.sleep(6)
-        at = time.monotonic()
-        lanes = sorted({lane for gate in stage.gates for lane in gate.lanes})
-        cleaned, before = _cleanings(stage, topic) - before, _cleanings(stage, topic)
         for gate in stage.gates:
             gate.kill()
             shutil.rmtree(gate.state_dir, ignore_errors=True)
+        now = _cleanings(stage, topic)
+        cleaned, before = now - before, now
+        fault = Fault(
+            row, "all stores restored from a compacted changelog", time.monotonic(), effective=cleaned > 0,
+            lanes=list(range(stage.lanes)),
+        )  # fmt: skip
         for gate in stage.gates:
             gate.start()
-        fault = Fault(row, "all stores restored from a compacted changelog", at, effective=cleaned > 0, lanes=lanes)
         strikes.recover(stage, [fault])
         told(number)
     stage.notes.append(
@@ -173,12 +175,13 @@ def group_offsets(stage: Stage, row: str, count: int, told: Callable[[int], None
             stage.notes.append(
                 f"{stage.watcher.answered:,} triggers were decided before loss {number + 1}, asked: {wanted:,}"
             )
-        lanes = sorted({lane for gate in stage.gates for lane in gate.lanes})
         _stop_all(stage)
         if number % 2:
             fault = _lose_checkpoint(stage, row, stage.dice.randrange(stage.lanes))
         else:
-            fault = Fault(row, "group deleted with its offsets", time.monotonic(), effective=True, lanes=lanes)
+            fault = Fault(
+                row, "group deleted with its offsets", time.monotonic(), effective=True, lanes=list(range(stage.lanes))
+            )
             for future in admin.delete_consumer_groups([f"{stage.prefix}gate"]).values():
                 future.result(30)
         for gate in stage.gates:

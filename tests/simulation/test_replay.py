@@ -19,7 +19,8 @@ Verdicts = list[tuple[str, str, str | None, str | None]]
 
 
 def decided(*, kills: int = 0, judged: bool = True, **plan: Any) -> Verdicts:
-    """A lane's verdicts in its order; its triggers are all there before any gate starts. With kills, others go on."""
+    """Verdicts in the order of each lane; the triggers are all in lane 0 before any gate starts, so what others are
+    handed comes in its order, too. With kills, other gates go on."""
     before: set[str] = set()
 
     async def script(world: World) -> None:
@@ -39,7 +40,7 @@ def decided(*, kills: int = 0, judged: bool = True, **plan: Any) -> Verdicts:
         await world.drain()
         await world.end()
 
-    world, outcome = live(quiet(lanes=1, **plan), script)
+    world, outcome = live(quiet(**plan), script)
     assert outcome.violations == [] or not judged
     assert len(before) > ROUNDS
     return [
@@ -49,27 +50,33 @@ def decided(*, kills: int = 0, judged: bool = True, **plan: Any) -> Verdicts:
     ]
 
 
+@pytest.fixture(params=[1, 3])
+def lanes(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
 @pytest.fixture
-def once(replaced: None) -> Verdicts:
-    verdicts = decided()
+def once(replaced: None, lanes: int) -> Verdicts:
+    verdicts = decided(lanes=lanes)
     assert {outcome for _, outcome, _, _ in verdicts} == {"accepted", "duplicate", "rejected"}
     return verdicts
 
 
 @pytest.mark.parametrize("batch_max_records", [1, 3, 7, 500])
-def test_however_many_are_decided_at_once(once: Verdicts, batch_max_records: int) -> None:
-    assert decided(batch_max_records=batch_max_records) == once
+def test_however_many_are_decided_at_once(once: Verdicts, lanes: int, batch_max_records: int) -> None:
+    assert decided(lanes=lanes, batch_max_records=batch_max_records) == once
 
 
 @pytest.mark.parametrize("kills", [1, 2, 5])
-def test_however_often_the_lane_is_taken_anew(once: Verdicts, kills: int) -> None:
-    assert decided(kills=kills, gates=3, batch_max_records=2) == once
+def test_however_often_the_lane_is_taken_anew(once: Verdicts, lanes: int, kills: int) -> None:
+    assert decided(lanes=lanes, kills=kills, gates=3, batch_max_records=2) == once
 
 
-def test_in_whatever_order_callbacks_run(once: Verdicts) -> None:
-    assert decided(fifo=False) == once
+def test_in_whatever_order_callbacks_run(once: Verdicts, lanes: int) -> None:
+    assert decided(lanes=lanes, fifo=False) == once
 
 
-def test_a_difference_would_show(once: Verdicts) -> None:
+def test_a_difference_would_show(once: Verdicts, lanes: int) -> None:
     with planted("receipts_unordered"):
-        assert decided(batch_max_records=3, judged=False) != once
+        assert decided(lanes=lanes, batch_max_records=3, judged=False) != once

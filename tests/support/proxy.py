@@ -88,7 +88,7 @@ class _Orphan:
     writer: asyncio.StreamWriter | None = None
 
 
-Judge = Callable[[Frame], Fate]
+Judge = Callable[[Frame], Fate | float]  # a number: seconds for which this frame waits, and what follows it
 
 
 def _pass(_: Frame) -> Fate:
@@ -142,12 +142,9 @@ class KafkaProxy:
         """Pass on what is held."""
         self._loop.call_soon_threadsafe(self._open.set)
 
-    def let_go_in(self, seconds: float) -> None:
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._open.set)
-
-    def deliver(self, connection: int) -> None:
-        """Send the orphan of a connection on to its broker now."""
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._deliver(connection)))
+    def deliver(self, connection: int, after_s: float = 0.0) -> None:
+        """Send the orphan of a connection on to its broker, now or a moment later."""
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._deliver(connection, after_s)))
 
     def reset(self) -> None:
         """RST on both sides of every connection."""
@@ -167,7 +164,8 @@ class KafkaProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(self, connection: int) -> None:
+    async def _deliver(self, connection: int, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         orphan = self._orphans[connection]
         while orphan.reader is None or orphan.writer is None:  # noqa: ASYNC110 - a moment, once
             await asyncio.sleep(0.001)
@@ -251,6 +249,8 @@ class KafkaProxy:
                 if side is Side.ANSWER and api_key == INIT_PRODUCER_ID and version == 0:
                     self.epochs.append(Epoch(*struct.unpack_from(">hqh", body, 8)))
                 match self.judge(frame):
+                    case float() as seconds:
+                        await asyncio.sleep(seconds)
                     case Fate.DROP:
                         continue
                     case Fate.CUT:
@@ -271,7 +271,7 @@ class KafkaProxy:
             writer.write(data)
             await writer.drain()
             return
-        self.met += 1
+        self.met += not weather.holes or side in weather.holes
         while (hole := self._weather_of(place)) is not None and side in hole.holes:  # noqa: ASYNC110
             await asyncio.sleep(WEATHER_TICK_S)
         if weather.delay_s:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tests.support.invariants import Read
 
@@ -60,6 +61,29 @@ def count_up_to(
         return count
     finally:
         consumer.close()
+
+
+def held_back(bootstrap: str, prefix: str) -> list[str]:
+    """Partitions of topics with that prefix of which a reader of what is committed does not reach the end.
+
+    Raises KafkaException.
+    """
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
+    topics = admin.list_topics(timeout=TIMEOUT_S).topics
+    asked = {
+        TopicPartition(name, number): OffsetSpec.latest()
+        for name, found in topics.items()
+        if name.startswith(prefix)
+        for number in found.partitions
+    }
+    ends = [
+        {
+            (each.topic, each.partition): told.result(TIMEOUT_S).offset
+            for each, told in admin.list_offsets(asked, isolation_level=level).items()
+        }
+        for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+    ]
+    return [f"{name}[{number}]" for (name, number), end in ends[0].items() if end != ends[1][name, number]]
 
 
 def read_topic(
