@@ -49,6 +49,7 @@ _NOT_LED_YET: Final = (
     # A client that has heard of the new leader asks with its epoch, and the leader itself has yet to hear of it.
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError._TIMED_OUT,  # noqa: SLF001 - its public names; of a controller, too
 )
 T = TypeVar("T")
 
@@ -234,7 +235,7 @@ def _await_leaders(admin: AdminClient, settings: Settings, topics: Sequence[Topi
                     [(found.name, n) for found in cluster.topics.values() for n in range(found.partitions)],
                 )
         except KafkaException as error:
-            if not _may_pass(error):
+            if not may_pass(error):
                 raise
             waiting = ["the new topics"]  # created, and not yet known to a broker that was asked
         else:
@@ -252,12 +253,13 @@ def once_led(ask: Callable[[], T], timeout_s: float = LEADER_TIMEOUT_S) -> T:
         try:
             return ask()
         except KafkaException as error:
-            if not _may_pass(error) or time.monotonic() > deadline:
+            if not may_pass(error) or time.monotonic() > deadline:
                 raise
         time.sleep(LEADER_POLL_S)
 
 
-def _may_pass(error: KafkaException) -> bool:
+def may_pass(error: KafkaException) -> bool:
+    """Whether brokers that are there may answer in a moment: they look for a leader or a controller just now."""
     told: KafkaError = error.args[0]
     return told.code() in _NOT_LED_YET or told.retriable()
 

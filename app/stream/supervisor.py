@@ -21,11 +21,14 @@ from app.local import tether
 from app.logs import Event, log
 
 if TYPE_CHECKING:
+    from app.stream.administration import Checked
     from app.stream.topic_check import Deployment
 
 RESTARTS_MAX: Final = 3  # of one worker within the window; then the gate stops and says so
 RESTART_WINDOW_S: Final = 60.0
 RESTART_WAIT_S: Final = 1.0
+START_PATIENCE_S: Final = 30.0  # with a Kafka that is there and cannot say yet what its topics are
+ASKED_AGAIN_S: Final = 0.5
 STOP_WAIT_S: Final = 20.0
 POLL_S: Final = 0.1
 INDEX_VARIABLE: Final = "TOLLGATE_WORKER_INDEX"
@@ -99,12 +102,34 @@ def _checked(settings: Settings) -> Deployment:
     from app.stream import administration
 
     with ThreadPoolExecutor(1) as pool:
-        checking = pool.submit(administration.check, settings)
+        checking = pool.submit(_look, settings)
         from app.stream import worker  # noqa: F401
     checked = checking.result()
     if checked.deployment is None or checked.fatal:
         raise administration.TopicsError(checked.complaint)
     return checked.deployment
+
+
+def _look(settings: Settings) -> Checked:
+    """The topics as they are. Raises what `administration.check` does.
+
+    A gate may start while a broker falls. The others are asked again until they have a controller and leaders; where
+    none answers at all, that is told at once.
+    """
+    from confluent_kafka import KafkaException
+
+    from app.stream import administration, inspection
+
+    deadline = time.monotonic() + START_PATIENCE_S
+    while True:
+        try:
+            return administration.check(settings)
+        except KafkaException as error:
+            if not administration.may_pass(error) or time.monotonic() > deadline:
+                raise
+            inspection.connect(settings.kafka)
+            log.failed(Event.TOPICS_UNSEEN, error, what=str(error)[:300])
+        time.sleep(ASKED_AGAIN_S)
 
 
 class _Workers:

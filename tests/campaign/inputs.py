@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 import time
@@ -99,15 +100,20 @@ def poison(stage: Stage, row: str, count: int, told: Callable[[int], None]) -> N
     source = poisons(stage)
     taken: list[str] = []
     behind = stage.watcher.expect()
-    before_round = -1
-    while before_round < len(taken) < count:  # where nothing is decided any more, nothing is sent
+
+    def some_were_taken(before: int) -> bool:
+        return not stage.load.offered and len(taken) > before
+
+    goes_on = True
+    while goes_on and len(taken) < count:
         before_round = len(taken)
         for _ in range(BURST):
             sent, value = next(source)
             stage.load.offer(Special(sent, value, taken=taken.append))
         _offer_good(stage, behind)
         time.sleep(BURST / max(stage.load.rate / 4, 1))
-        stage.until(lambda: not stage.load.offered, 60)
+        # Where nothing is decided any more, nothing is sent.
+        goes_on = stage.until(functools.partial(some_were_taken, before_round), 60)
         told(len(taken))
     stage.until_caught_up()
     stage.counts[row] = len(taken)

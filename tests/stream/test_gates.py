@@ -19,15 +19,17 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from app.config import Kafka
 from app.stream.inspection import DEPLOYMENT_KEY, connect
 from tests.cli.program import tollgate
-from tests.support import gates, reader
+from tests.support import gates, proxy, reader
 from tests.support.altering import alter
 from tests.support.emitting import Raw, emit, trigger, until
 from tests.support.founding import found
 from tests.support.gates import GateProcess
 from tests.support.invariants import Ledger, Seen, Sent, violations
 from tests.support.issuer import OtherIssuer
+from tests.support.proxy import Fate, KafkaProxy, Side
 
 LANES = 4
+DESCRIBE_CONFIGS = 32
 ADMIN_S = 120  # the broker holds the topics of a thousand tests by now
 
 
@@ -96,6 +98,23 @@ def lanes_of(gate: GateProcess) -> set[int]:
 def running(broker: str, prefix: str, tmp_path: Path) -> Iterator[Running]:
     with Running(broker, prefix, tmp_path) as made:
         yield made
+
+
+async def test_a_gate_that_starts_while_brokers_cannot_tell_of_topics_waits_for_them(
+    running: Running, tmp_path: Path
+) -> None:
+    with KafkaProxy(running.broker, proxy.always(Side.ANSWER, DESCRIBE_CONFIGS, Fate.DROP)) as between:
+        env = gates.environment(between.bootstrap, running.prefix, kafka__request_timeout_ms="1000")
+        gate = GateProcess("early", tmp_path, env)
+        gate.start()
+        try:
+            await until("it asks again", lambda: "topics_unseen" in [event["event"] for event in gate.events()])
+            assert gate.alive
+            between.judge = proxy._pass
+            await until("it has every lane", lambda: lanes_of(gate) == set(range(LANES)))
+            assert gate.stop() == 0
+        finally:
+            gate.signal(signal.SIGKILL)
 
 
 async def test_two_gates_share_the_lanes_and_hand_them_over_in_order(running: Running) -> None:
