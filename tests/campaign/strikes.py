@@ -6,6 +6,7 @@ Each takes a stage and says by a Fault what it did and whether the journals show
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from tests.campaign.tearing import TEAR
 CATCH_UP_S = 1.0
 BACK_S = 10.0  # by when who was stopped is in the group again, or has ended (I11)
 DUE_S = 20.0  # by when an armed gate has come to its point
+CLOCK_HEARD_S = 10.0
+ORDER_HEARD_S = 0.05
 FREQUENT_PASSES = 30
 TAKEN_OVER = "SIGKILL, others take over"
 BACK_AT_ONCE = "SIGKILL, back at once"  # its lanes move twice: to others, and some of them to it again
@@ -286,13 +289,25 @@ def note_joined(stage: Stage, joining: list[Fault]) -> list[Fault]:
     return waiting
 
 
+def _clock_is(stage: Stage, gate: CampaignGate, offset_ms: int, since: float) -> bool:
+    if not gate.order({"clock_ms": offset_ms}):
+        return not gate.alive
+    time.sleep(ORDER_HEARD_S)
+    stage.journals.update()
+    return any(
+        event["run"] == gate.run and event["at"] >= since and event["offset_ms"] == offset_ms
+        for event in stage.journals.other["clock"]
+    )
+
+
 def wrong_clock(stage: Stage, row: str, gate: CampaignGate, offsets_ms: Sequence[int], each_s: float) -> Fault:
     """A gate's wall clock jumps; in the end it is right again."""
     kind = "clock strobe" if len(offsets_ms) > 2 else f"clock {offsets_ms[0] / 1000:+.0f} s"
     fault = Fault(row, kind, time.monotonic(), lanes=gate.lanes, detail=gate.run)
     done = False
     for offset_ms in (*offsets_ms, 0):
-        done = gate.order({"clock_ms": offset_ms})
+        # Until it says so: an order that the next one overwrites leaves a gate that rightly holds, and looks stuck.
+        done = stage.until(functools.partial(_clock_is, stage, gate, offset_ms, time.monotonic()), CLOCK_HEARD_S)
         time.sleep(each_s if offset_ms else 0)
     stage.journals.update()
     fault.effective = done and any(
