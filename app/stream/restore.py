@@ -10,6 +10,7 @@ the fence comes first, none of ours can be added after it.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,42 @@ PROGRESS_EVERY_S: Final = 5.0
 
 class CheckpointLost(Exception):  # noqa: N818
     """A lane has no checkpoint, or one of another deployment: a named stop, never a reset."""
+
+
+class LocalTable:
+    """A lane's table on this machine: one open store, or none. It outlives the lane's lock."""
+
+    def __init__(self, directory: Path, cluster_id: str, birth_id: str, lane: int) -> None:
+        self.store: Store | None = None
+        self._directory, self._path = directory, Path()
+        self._of = cluster_id, birth_id, lane
+
+    async def bring_up_to_date(
+        self, source: Log, changelog: Partition, keep_tombstones_ms: int, progress: Callable[[], None]
+    ) -> Store:
+        """Read the changelog from where the store ends to the high watermark. Raises what Kafka and the disk do."""
+        if self.store is None:
+            self.store, self._path = await open_local(self._directory, *self._of)
+        return await replay(source, changelog, self.store, keep_tombstones_ms, self._begin_anew, progress)
+
+    def _begin_anew(self) -> Store:
+        """An empty store instead of the one that is there. Whatever fails from here on, none that is closed is kept."""
+        old, self.store = self.store, None
+        assert old is not None  # noqa: S101
+        self.store = stores.wipe(old, self._path, *self._of)
+        return self.store
+
+    def discard(self) -> None:
+        """Close the store and delete it: it failed while in use."""
+        if self.store is not None:
+            self.close()
+            shutil.rmtree(self._path, ignore_errors=True)
+            log.warning(Event.STORE_WIPED, lane=self._of[2], why="it failed while in use")
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+            self.store = None
 
 
 async def open_local(directory: Path, cluster_id: str, birth_id: str, lane: int) -> tuple[Store, Path]:
@@ -54,8 +91,8 @@ async def open_local(directory: Path, cluster_id: str, birth_id: str, lane: int)
 async def replay(
     source: Log, changelog: Partition, store: Store, keep_tombstones_ms: int, anew: Callable[[], Store],
     progress: Callable[[], None],
-) -> None:  # fmt: skip
-    """Bring the store up to the changelog's high watermark, or an empty one in its place.
+) -> Store:  # fmt: skip
+    """Bring the store up to the changelog's high watermark, or an empty one in its place. Returns which it was.
 
     `anew()` wipes it and says which store is the lane's from now on; `progress` is told of every chunk.
     """
@@ -80,6 +117,7 @@ async def replay(
     RESTORED_ENTRIES.inc(count)
     RESTORE_SECONDS.labels(lane).set(seconds)
     log.info(Event.RESTORED, lane=lane, entries=count, seconds=round(seconds, 3), done=True)
+    return store
 
 
 def _unfit(store: Store, marks: Watermarks, keep_tombstones_ms: int) -> str | None:

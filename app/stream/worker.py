@@ -28,7 +28,8 @@ from app.stream import topic_check
 from app.stream.cluster import Cluster
 from app.stream.connect import client_options
 from app.stream.inquiry import empty_world
-from app.stream.lane import Deployment, Lane, State
+from app.stream.kept import Deployment
+from app.stream.lane import Lane, State
 from app.stream.probes import Probes
 from app.stream.sealing import sealer_from
 from app.stream.tables import Tables
@@ -203,8 +204,7 @@ class Worker:
             log.info(Event.LANE_RELEASED, lane=lane.number)
         for number in sorted(numbers):
             if number not in self.lanes and not self._stopping.is_set():
-                lane = Lane(number, self._shared, self._cluster, self._tables)
-                lane.on_commit = self._note_offset
+                lane = Lane(number, self._shared, self._cluster, self._tables, self._note_offset)
                 self.lanes[number] = lane
                 lane.start()
         self._joined = True

@@ -36,7 +36,6 @@ class Ends:
         self._halved: dict[bytes, float] = {}  # until when their other records wait
         self._row = ""
         self.before_fence = False  # deliver what is held before the lane's next owner fences it, not after
-        self.delivered: list[Fault] = []
         for between in stage.proxies:
             between.judge = lambda frame, between=between: self._judge(between, frame)
 
@@ -116,7 +115,7 @@ class Ends:
             between, connection, fault = held
             between.deliver(connection, after_s)
             fault.effective = True  # it reached the broker within a later transaction of the lane
-            self.delivered.append(self._stage.note(fault))
+            self._stage.note(fault)
 
     def give_up(self) -> None:
         """Deliver what is still held."""

@@ -21,7 +21,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from app.gate import decide, idempotency, outputs
 from app.gate.decide import Accepted, Admitted, Refused
 from app.gate.outputs import Out
-from app.stream import batch, cluster, doubt, lane, restore, sweeping, tail, transaction, turn
+from app.stream import batch, cluster, doubt, restore, sweeping, tail, tenure, transaction, turn
 from app.stream.log import Fenced, Partition, Placed, Watermarks
 from app.stream.topics import Topic
 
@@ -125,14 +125,14 @@ def _fences_ignored() -> None:
 
 
 def _store_before_commit() -> None:
-    commit = lane.Lane._commit
+    commit = tenure.Tenure.commit
 
     async def write_then_commit(self: Any, done: turn.Turn | None) -> None:
         if done is not None and done.overlay:
             self._store.apply(done.overlay.items(), self._store.changelog_offset)
         await commit(self, done)
 
-    _replace(lane.Lane, "_commit", write_then_commit)
+    _replace(tenure.Tenure, "commit", write_then_commit)
 
 
 def _torn_left() -> None:
@@ -181,9 +181,8 @@ def _restore_uncommitted() -> None:
 def _no_replay() -> None:
     replay = restore.replay
 
-    async def trust_the_store(source: Any, changelog: Partition, store: Any, *args: Any) -> None:
-        if not store.changelog_offset:
-            await replay(source, changelog, store, *args)
+    async def trust_the_store(source: Any, changelog: Partition, store: Any, *args: Any) -> Any:
+        return store if store.changelog_offset else await replay(source, changelog, store, *args)
 
     _replace(restore, "replay", trust_the_store)
 
@@ -194,10 +193,9 @@ def _position_after_poll() -> None:
 
 def _swept_early() -> None:
     def sweep(self: Any) -> None:
-        if self._store is not None:
-            self._store.sweep(sweeping.RECORDS, lambda _: True)
+        self._store.sweep(sweeping.RECORDS, lambda _: True)
 
-    _replace(lane.Lane, "_sweep", sweep)
+    _replace(tenure.Tenure, "_sweep", sweep)
 
 
 # ── deciding ──

@@ -333,7 +333,7 @@ class World:
         """Nothing is open, and no lane is still to complete what was torn: released, it could not."""
         lanes = [lane for gate in self.gates if gate.worker is not None for lane in gate.worker.lanes.values()]
         return all(log.stable == log.end for log in self.broker.logs.values()) and not any(
-            lane._doubt is not None for lane in lanes
+            lane._kept.doubt is not None for lane in lanes
         )
 
     async def _leave(self) -> None:

@@ -169,7 +169,7 @@ async def test_the_checkpoints_of_an_idle_lane_keep_the_time(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`doctor` compares them with the broker's clock: one that stood still would look like a clock that is wrong."""
-    monkeypatch.setattr("app.stream.lane.IDLE_CHECKPOINT_S", 0.3)
+    monkeypatch.setattr("app.stream.tenure.IDLE_CHECKPOINT_S", 0.3)
     number = deployment.lane()
     async with deployment.running(number):
         (trigger_id,) = await deployment.send(number, deployment.good(number))

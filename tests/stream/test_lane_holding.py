@@ -46,13 +46,15 @@ async def test_a_lane_holds_while_its_clock_and_the_brokers_differ_and_resumes(
 ) -> None:
     number = deployment.lane()
     async with deployment.running(number, state_dir=state_dir) as lane:
-        right = lane._clock._wall_ms
-        lane._clock._wall_ms = lambda: right() + off_ms
+        assert lane._tenure is not None
+        clock = lane._tenure._clock
+        right = clock._wall_ms
+        clock._wall_ms = lambda: right() + off_ms
         await until("the lane holds", lambda: lane.state is State.HELD)
         sent = await deployment.send(number, deployment.good(number))
         await asyncio.sleep(QUIET_S)
         assert await deployment.read("receipts", number) == []
-        lane._clock._wall_ms = right
+        clock._wall_ms = right
         assert await deployment.answers(sent) == ["accepted"]
     assert [event["cause"] for event in logged if event["event"] == "lane_held"] == ["clock"]
 

@@ -24,8 +24,9 @@ from tests.support.stores import Table, identity, packed
 
 
 def table_of(lane: Lane) -> Table:
-    assert lane._store is not None
-    return dict(lane._store.items())
+    made = lane._kept.table.store
+    assert made is not None
+    return dict(made.items())
 
 
 async def _decided(deployment: Deployment, lane: int, keys: list[str]) -> list[str]:
@@ -147,8 +148,9 @@ def kept(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> tu
     async def fill() -> None:
         async with deployment.running(number, state_dir=directory) as lane:
             await _decided(deployment, number, keys[:30])
-            assert lane._store is not None
-            lane._store._db.flush()
+            made = lane._kept.table.store
+            assert made is not None
+            made._db.flush()
             await _decided(deployment, number, keys[30:])
             await until("all is in the store", lambda: len(table_of(lane)) == 60)
             shutil.copytree(directory / f"lane-{number}", as_killed / f"lane-{number}")

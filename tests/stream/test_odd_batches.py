@@ -35,8 +35,8 @@ async def test_each_offset_is_decided_and_the_triggers_after_it_too(
     async with deployment.running(number, state_dir=state_dir) as lane:
         last = await deployment.send(number, deployment.good(number))
         assert await deployment.answers(last) == ["accepted"]
-        assert lane._triggers is not None
-        assert lane._triggers.position == 7
+        assert lane._tenure is not None
+        assert lane._tenure._triggers.position == 7
     receipts = await asyncio.to_thread(
         reader.read_topic, deployment.bootstrap, deployment.topic("receipts"), partitions=[number]
     )

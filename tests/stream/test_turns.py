@@ -50,7 +50,7 @@ async def test_triggers_are_decided_while_any_number_of_handoffs_waits(deploymen
     async with deployment.worker(home, state_dir=deployment.new_directory()) as worker:
         sent = await deployment.send(home, *[deployment.good(home) for _ in range(WAITING)])
         assert await deployment.answers(sent) == ["accepted"] * WAITING
-        assert worker.lanes[home]._holds
+        assert worker.lanes[home]._kept.holds
         assert len(await deployment.read("receipts", home)) == WAITING
         file.write_bytes(whole)
         await _holds(deployment, "receipts", home, 2 * WAITING)
@@ -169,7 +169,10 @@ async def test_a_lane_that_kafka_left_alone_for_long_does_not_stop_at_the_first_
             self.odd_s = self.odd_s or time.monotonic()
             raise ValueError("odd")
 
-    source, shared = Odd(), SimpleNamespace(prefix="t.", owner="o", clock_tolerance_ms=1, batch_max_records=1)
+    source, shared = (
+        Odd(),
+        SimpleNamespace(prefix="t.", owner="o", batch_max_records=1, state_dir=None, cluster_id="", birth_id=""),
+    )
     lane = Lane(0, shared, source, None)  # type: ignore[arg-type]
     lane.start()
     await until("it stops", lambda: lane.stopped_because is not None)
