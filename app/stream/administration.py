@@ -42,7 +42,7 @@ WRITE_TIMEOUT_S: Final = 30.0
 LANES_AT_ONCE: Final = 8
 REPLICATION_DEFAULT: Final = 3
 # What brokers answer of a partition that is new, until all of them have learnt who leads it.
-_NOT_LED_YET: Final = (
+_MAY_PASS: Final = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -235,7 +235,7 @@ def _await_leaders(admin: AdminClient, settings: Settings, topics: Sequence[Topi
                     [(found.name, n) for found in cluster.topics.values() for n in range(found.partitions)],
                 )
         except KafkaException as error:
-            if not may_pass(error):
+            if not _may_pass(error):
                 raise
             waiting = ["the new topics"]  # created, and not yet known to a broker that was asked
         else:
@@ -246,22 +246,30 @@ def _await_leaders(admin: AdminClient, settings: Settings, topics: Sequence[Topi
         time.sleep(LEADER_POLL_S)
 
 
-def once_led(ask: Callable[[], T], timeout_s: float = LEADER_TIMEOUT_S) -> T:
-    """The answer to a question about new partitions, asked again while the brokers learn who leads them."""
+def once_led(
+    ask: Callable[[], T],
+    timeout_s: float = LEADER_TIMEOUT_S,
+    failed: Callable[[KafkaException], object] = lambda _: None,
+) -> T:
+    """The answer to a question, asked again while the brokers learn who leads partitions or controls them.
+
+    `failed` is told of each time they could not answer; what it raises ends the asking.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return ask()
         except KafkaException as error:
-            if not may_pass(error) or time.monotonic() > deadline:
+            if not _may_pass(error) or time.monotonic() > deadline:
                 raise
+            failed(error)
         time.sleep(LEADER_POLL_S)
 
 
-def may_pass(error: KafkaException) -> bool:
+def _may_pass(error: KafkaException) -> bool:
     """Whether brokers that are there may answer in a moment: they look for a leader or a controller just now."""
     told: KafkaError = error.args[0]
-    return told.code() in _NOT_LED_YET or told.retriable()
+    return told.code() in _MAY_PASS or told.retriable()
 
 
 # ── founding records ──

@@ -28,7 +28,6 @@ RESTARTS_MAX: Final = 3  # of one worker within the window; then the gate stops 
 RESTART_WINDOW_S: Final = 60.0
 RESTART_WAIT_S: Final = 1.0
 START_PATIENCE_S: Final = 30.0  # with a Kafka that is there and cannot say yet what its topics are
-ASKED_AGAIN_S: Final = 0.5
 STOP_WAIT_S: Final = 20.0
 POLL_S: Final = 0.1
 INDEX_VARIABLE: Final = "TOLLGATE_WORKER_INDEX"
@@ -116,20 +115,13 @@ def _look(settings: Settings) -> Checked:
     A gate may start while a broker falls. The others are asked again until they have a controller and leaders; where
     none answers at all, that is told at once.
     """
-    from confluent_kafka import KafkaException
-
     from app.stream import administration, inspection
 
-    deadline = time.monotonic() + START_PATIENCE_S
-    while True:
-        try:
-            return administration.check(settings)
-        except KafkaException as error:
-            if not administration.may_pass(error) or time.monotonic() > deadline:
-                raise
-            inspection.connect(settings.kafka)
-            log.failed(Event.TOPICS_UNSEEN, error, what=str(error)[:300])
-        time.sleep(ASKED_AGAIN_S)
+    def failed(error: Exception) -> None:
+        inspection.connect(settings.kafka)
+        log.failed(Event.TOPICS_UNSEEN, error, what=str(error)[:300])
+
+    return administration.once_led(lambda: administration.check(settings), START_PATIENCE_S, failed)
 
 
 class _Workers:

@@ -290,6 +290,7 @@ def note_joined(stage: Stage, joining: list[Fault]) -> list[Fault]:
 
 
 def _clock_is(stage: Stage, gate: CampaignGate, offset_ms: int, since: float) -> bool:
+    """Tell a gate what its clock shows. Whether its journal says so already; who is gone has no clock."""
     if not gate.order({"clock_ms": offset_ms}):
         return not gate.alive
     time.sleep(ORDER_HEARD_S)
