@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from tests.campaign import strikes
@@ -22,6 +22,10 @@ from tests.support.issuer import OtherIssuer
 REFUSED_WITHIN_S = 10.0
 REFUSED_LIVE_WITHIN_S = 30.0
 TWO_LANES = 2
+COORDINATOR_WITHIN_S = 60.0
+COORDINATOR_MOVES = {
+    KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}  # fmt: skip
 KEYS, CYCLES = 50_000, 10  # that are there before the first cycle, at the full count
 TRIGGERS, LOSSES = 400_000, 4  # decided before the last loss, at the full count
 
@@ -182,12 +186,26 @@ def group_offsets(stage: Stage, row: str, count: int, told: Callable[[int], None
             fault = Fault(
                 row, "group deleted with its offsets", time.monotonic(), effective=True, lanes=list(range(stage.lanes))
             )
-            for future in admin.delete_consumer_groups([f"{stage.prefix}gate"]).values():
-                future.result(30)
+            _delete_group(admin, f"{stage.prefix}gate")
         for gate in stage.gates:
             gate.start()
         strikes.recover(stage, [fault])
         told(number)
+
+
+def _delete_group(admin: AdminClient, group: str) -> None:
+    """Asked again while its coordinator moves."""
+    until_s = time.monotonic() + COORDINATOR_WITHIN_S
+    while True:
+        try:
+            for future in admin.delete_consumer_groups([group]).values():
+                future.result(30)
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > until_s:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 def _stop_all(stage: Stage) -> None:

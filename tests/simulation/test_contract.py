@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -363,10 +363,12 @@ def _simulated_table(path: Path) -> Any:
 @pytest.fixture(
     params=[(_real_table, rocksdict.WriteBatch), (_simulated_table, disk.WriteBatch)], ids=["real", "simulated"]
 )
-def database(request: pytest.FixtureRequest) -> Any:
-    DISK.set(Disk())
-    PROCESS.set(Process("one"))
-    return request.param
+def database(request: pytest.FixtureRequest) -> Iterator[Any]:
+    disk_before, process_before = DISK.set(Disk()), PROCESS.set(Process("one"))
+    yield request.param
+    # A process left here would be that of whatever runs the next worlds, and what one of them left in it never runs.
+    PROCESS.reset(process_before)
+    DISK.reset(disk_before)
 
 
 def test_a_database_keeps_what_was_written_in_order_and_deletes(
